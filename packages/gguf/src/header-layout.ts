@@ -115,7 +115,7 @@ function checkMagic(cursor: HeaderCursor): void {
 function hint(start: string): string {
   if (start.startsWith("version https:")) return "it is a Git LFS pointer: fetch the model itself with `git lfs pull`";
   if (/^\s*<(!doctype|html|\?xml)/i.test(start)) return "it is a web page: check the address it was downloaded from";
-  if (/^PK\x03\x04|^\x80[\x02-\x05]/.test(start)) return "it looks like a PyTorch checkpoint: convert it to GGUF first";
+  if (start.startsWith("PK")) return "it looks like a PyTorch checkpoint: convert it to GGUF first";
   if (start[8] === "{") return "it looks like a safetensors file: convert it to GGUF first";
   if (/^(lmgg|tjgg|fmgg|algg)/.test(start)) return "it is a format older than GGUF: convert the original model again";
   return "pass a .gguf file";
@@ -167,7 +167,7 @@ function readMetadataPlace(cursor: HeaderCursor, index: number): MetadataPlace {
   const typeId = cursor.u32(`the type of metadata key "${key}"`);
   const value = cursor.offset;
   try {
-    skipValue(cursor, typeId, what, 0);
+    skipValue(cursor, typeId, what);
   } catch (error) {
     if (!(error instanceof GgufError)) throw error;
     // The helpers know the offset only; the key belongs into the error's fields as well.
@@ -192,19 +192,23 @@ function readKey(cursor: HeaderCursor, index: number): string {
   return key;
 }
 
-function skipValue(cursor: HeaderCursor, typeId: number, what: string, depth: number): void {
-  if (typeId === arrayTypeId) return skipArray(cursor, what, depth);
-  if (typeId === scalarTypeIds.string) return skipText(cursor, what);
+function skipValue(cursor: HeaderCursor, typeId: number, what: string): void {
   const size = fixedSizes.get(typeId);
-  if (size === undefined) {
+  if (typeId === arrayTypeId) {
+    skipArray(cursor, what, 0);
+  } else if (typeId === scalarTypeIds.string) {
+    skipText(cursor, what);
+  } else if (typeId === scalarTypeIds.bool) {
+    skipBools(cursor, 1, what);
+  } else if (size !== undefined) {
+    cursor.skip(size, what);
+  } else {
     cursor.offset -= 4;
     throw cursor.error(
       "corrupt",
       `${what} has the type ${typeId}; GGUF has the types 0 to 12: convert the model again`,
     );
   }
-  if (typeId === scalarTypeIds.bool) return skipBools(cursor, 1, what);
-  cursor.skip(size, what);
 }
 
 function skipText(cursor: HeaderCursor, what: string): void {
