@@ -1,0 +1,44 @@
+import { HeaderCursor } from "./header-cursor.js";
+import { readHeaderLayout } from "./header-layout.js";
+import { readMetadataArray } from "./metadata-array.js";
+import { parseValues } from "./parsed-values.js";
+import { checkTensors, type GgufTensor } from "./tensor-table.js";
+import { arrayTypeId, type GgufValue } from "./value-type.js";
+
+/** All that a header says, checked. */
+export interface GgufHeader {
+  readonly version: number;
+  readonly alignment: number;
+  readonly metadata: Map<string, GgufValue>;
+  readonly tensors: Map<string, GgufTensor>;
+}
+
+/**
+ * Reads the header at the start of `bytes`, the first bytes (or all) of a file of `fileSize` bytes.
+ *
+ * @param path names the file in errors
+ * @throws GgufError if the header is not sound or announces what the file does not hold
+ * @throws MoreBytesNeeded if the header is longer than `bytes`
+ */
+export async function parseHeader(bytes: Uint8Array, fileSize: number, path: string): Promise<GgufHeader> {
+  const cursor = new HeaderCursor(bytes, fileSize, path);
+  const layout = readHeaderLayout(cursor);
+  const { scalars, tensors } = await parseValues(cursor, layout);
+  const metadata = new Map<string, GgufValue>();
+  for (const { key, typeId, start, value } of layout.metadata) {
+    if (typeId === arrayTypeId) {
+      metadata.set(key, readMetadataArray(cursor, value, `the value of metadata key "${key}"`));
+    } else if (Object.hasOwn(scalars, key)) {
+      metadata.set(key, scalars[key]!);
+    } else {
+      cursor.offset = start;
+      throw cursor.error("corrupt", `the metadata key "${key}" cannot be read; rename it`, { key });
+    }
+  }
+  return {
+    version: layout.version,
+    alignment: layout.alignment,
+    metadata,
+    tensors: checkTensors(tensors, layout, fileSize, path),
+  };
+}

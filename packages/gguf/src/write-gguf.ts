@@ -1,0 +1,174 @@
+import { randomUUID } from "node:crypto";
+import { type FileHandle, open, rename, unlink } from "node:fs/promises";
+import { unknownType } from "./dequantize.js";
+import { GgufError } from "./gguf-error.js";
+import { alignUp, bytesFor, q2Layouts, q2TypeId, type TensorType, tensorTypes } from "./tensor-type.js";
+import { encodeEntry, encodeString, type WriteValue } from "./write-value.js";
+
+/** A tensor to write. */
+export interface TensorToWrite {
+  readonly name: string;
+  /** Lengths, fastest first: a weight `[in, out]` is `out` rows of `in`. */
+  readonly dims: readonly number[];
+  readonly type: TensorType;
+  /** The tensor's bytes, whole or in pieces of any size; pieces are asked for one after another as the file is written. */
+  readonly data: Uint8Array | Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
+}
+
+/** The largest page size in use; tensor data is never aligned to more. */
+const maxAlignment = 2 ** 21;
+
+/** What a GGUF holds. */
+export interface GgufContent {
+  readonly metadata: Readonly<Record<string, WriteValue>>;
+  readonly tensors: readonly TensorToWrite[];
+  /** Bytes that tensor data is aligned to, a power of two; 32 unless given (then `general.alignment` is written as well). */
+  readonly alignment?: number;
+}
+
+/**
+ * Writes a GGUF of version 3. Tensor data is streamed: no more than one piece of it is in memory. The file appears under
+ * `path` when it is complete, in place of an older one; on failure nothing is left behind.
+ *
+ * @throws GgufError `invalid-argument` for metadata that does not fit its type, dimensions that do not fit the tensor's
+ *   type, or data that is not exactly as long as they say; `unreadable` if the file cannot be written
+ */
+export async function writeGguf(path: string, content: GgufContent): Promise<void> {
+  const alignment = content.alignment ?? 32;
+  const sizes = content.tensors.map((tensor) => checkTensor(tensor, alignment));
+  const header = encodeHeader(content, alignment, sizes);
+  const temporary = `${path}.${randomUUID()}.tmp`;
+  const file = await io(path, open(temporary, "wx"));
+  try {
+    try {
+      await write(file, path, header);
+      for (const [i, tensor] of content.tensors.entries()) {
+        await writeTensor(file, path, tensor, sizes[i]!);
+        await write(file, path, new Uint8Array(alignUp(sizes[i]!, alignment) - sizes[i]!));
+      }
+    } finally {
+      await file.close();
+    }
+    await io(path, rename(temporary, path));
+  } catch (error) {
+    await unlink(temporary);
+    throw error;
+  }
+}
+
+/** Checks all but the data; returns the number of bytes the data must have. */
+function checkTensor({ name, dims, type }: TensorToWrite, alignment: number): number {
+  const info = tensorTypes[type];
+  if (info === undefined) throw unknownType("writeGguf", type);
+  const refuse = (message: string) =>
+    new GgufError("invalid-argument", `the tensor "${name}" cannot be written: ${message}`, { tensor: name });
+  if (name === "" || /\p{Surrogate}/u.test(name)) throw refuse("it needs a name of whole characters");
+  const count = dims.reduce((product, length) => product * length, 1);
+  const areLengths = dims.every((length) => Number.isInteger(length) && length >= 1 && length <= 2 ** 32);
+  if (dims.length < 1 || dims.length > 4 || !areLengths || !Number.isSafeInteger(count)) {
+    throw refuse(`its dimensions are [${dims.join(", ")}]; pass 1 to 4 positive integers`);
+  }
+  const rowLength = dims[0]!;
+  if (rowLength % info.blockSize !== 0) {
+    throw refuse(
+      `its rows of ${rowLength} are no multiple of ${info.blockSize}, the block of ${type}; use another type`,
+    );
+  }
+  const byteLength = bytesFor(info, count)!;
+  // The padding of a tiny tensor can hide which of the two layouts it has: a file nobody can read for sure.
+  if (
+    info.id === q2TypeId &&
+    q2Layouts(count, rowLength, alignUp(byteLength, alignment), alignment, false).length > 1
+  ) {
+    throw refuse(
+      `with ${count} weights and alignment ${alignment} the two layouts of type 42 look alike; use PQ2_0 or F16`,
+    );
+  }
+  return byteLength;
+}
+
+function encodeHeader({ metadata, tensors }: GgufContent, alignment: number, sizes: readonly number[]): Uint8Array {
+  if (!Number.isInteger(Math.log2(alignment)) || alignment < 1 || alignment > maxAlignment) {
+    throw new GgufError("invalid-argument", `alignment is ${alignment}; pass a power of two up to ${maxAlignment}`);
+  }
+  const { "general.alignment": ownAlignment, ...rest } = metadata;
+  if (ownAlignment !== undefined) {
+    throw new GgufError(
+      "invalid-argument",
+      "general.alignment is written by writeGguf; pass it as `alignment` instead",
+      {
+        key: "general.alignment",
+      },
+    );
+  }
+  const entries = Object.entries<WriteValue>(alignment === 32 ? rest : { "general.alignment": alignment, ...rest });
+  const names = new Set(tensors.map(({ name }) => name));
+  if (names.size < tensors.length) {
+    const twice = tensors.find(({ name }, i) => tensors.findIndex((other) => other.name === name) < i)!;
+    throw new GgufError("invalid-argument", `the tensor "${twice.name}" stands twice; names must differ`, {
+      tensor: twice.name,
+    });
+  }
+  const start = Buffer.alloc(24);
+  start.write("GGUF");
+  start.writeUInt32LE(3, 4);
+  start.writeBigUInt64LE(BigInt(tensors.length), 8);
+  start.writeBigUInt64LE(BigInt(entries.length), 16);
+  let offset = 0;
+  const infos = tensors.map((tensor, i) => {
+    const info = encodeInfo(tensor, offset);
+    offset += alignUp(sizes[i]!, alignment);
+    return info;
+  });
+  const parts = [start, ...entries.map(([key, value]) => encodeEntry(key, value)), ...infos];
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  return Buffer.concat(parts, alignUp(length, alignment));
+}
+
+function encodeInfo({ name, dims, type }: TensorToWrite, offset: number): Buffer {
+  const shape = Buffer.alloc(4 + 8 * dims.length + 4 + 8);
+  shape.writeUInt32LE(dims.length);
+  dims.forEach((length, i) => {
+    shape.writeBigUInt64LE(BigInt(length), 4 + 8 * i);
+  });
+  shape.writeUInt32LE(tensorTypes[type].id, shape.length - 12);
+  shape.writeBigUInt64LE(BigInt(offset), shape.length - 8);
+  return Buffer.concat([encodeString(name), shape]);
+}
+
+async function writeTensor(file: FileHandle, path: string, tensor: TensorToWrite, byteLength: number): Promise<void> {
+  let written = 0;
+  for await (const piece of tensor.data instanceof Uint8Array ? [tensor.data] : tensor.data) {
+    written += piece.byteLength;
+    if (written > byteLength) break;
+    await write(file, path, piece);
+  }
+  if (written !== byteLength) {
+    const found = written > byteLength ? `at least ${written}` : `${written}`;
+    throw new GgufError(
+      "invalid-argument",
+      `the tensor "${tensor.name}" has ${found} bytes of data, but ${tensor.type} with the dimensions ` +
+        `[${tensor.dims.join(", ")}] takes ${byteLength}`,
+      { tensor: tensor.name },
+    );
+  }
+}
+
+async function write(file: FileHandle, path: string, bytes: Uint8Array): Promise<void> {
+  for (let done = 0; done < bytes.byteLength; ) {
+    const { bytesWritten } = await io(path, file.write(bytes, done));
+    done += bytesWritten;
+  }
+}
+
+async function io<T>(path: string, operation: Promise<T>): Promise<T> {
+  try {
+    return await operation;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new GgufError("unreadable", `the file cannot be written: ${reason}; check the folder and the free space`, {
+      path,
+      cause: error,
+    });
+  }
+}
