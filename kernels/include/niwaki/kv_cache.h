@@ -1,0 +1,41 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace niwaki {
+
+enum class KvType : int32_t { kF16, kF32 };
+
+struct KvShape {
+  int32_t layers;
+  int32_t kv_heads;
+  int32_t head_dim;    // a multiple of 16
+  int32_t block_size;  // tokens in a block; a multiple of 16
+  int32_t blocks;      // one block id serves all layers
+  KvType type;
+};
+
+/// The pages of every layer. A token's slot is block * block_size + offset. Memory is reserved at once and touched by
+/// the system only when a block is first written.
+///
+///   keys of (layer, block, kv head):    [head_dim][block_size]   a lane is a token
+///   values of (layer, block, kv head):  [block_size][head_dim]   a lane is a dimension
+class KvCache {
+ public:
+  explicit KvCache(const KvShape& shape);  // throws kInvalidArgument, kOutOfMemory
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  const KvShape& shape() const { return shape_; }
+  size_t bytes() const;
+  void* keys(int32_t layer, int32_t block, int32_t kv_head);
+  void* values(int32_t layer, int32_t block, int32_t kv_head);
+
+ private:
+  KvShape shape_;
+  void* memory_ = nullptr;
+};
+
+}  // namespace niwaki
