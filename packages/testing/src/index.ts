@@ -1,1 +1,6 @@
-export {};
+export { type DemoAnswer, demoAnswers, fixturePath, type Golden, goldens } from "./fixtures.js";
+export { klDivergence } from "./kl-divergence.js";
+export { type RandomModelShape, shapes } from "./model-shape.js";
+export { randomTokens } from "./random.js";
+export { writeRandomModel } from "./random-model.js";
+export { ReferenceModel } from "./reference-model.js";
