@@ -47,7 +47,8 @@ export class Matrix {
       // Four rows of x at a time, so that each weight is loaded once for four products.
       let t = 0;
       for (; t + 4 <= n; t += 4) {
-        for (let o = 0; o < count; o++) dotFour(weights, o * inputs, x, t * inputs, inputs, y, t * outputs + first + o, outputs);
+        for (let o = 0; o < count; o++)
+          dotFour(weights, o * inputs, x, t * inputs, inputs, y, t * outputs + first + o, outputs);
       }
       for (; t < n; t++) {
         for (let o = 0; o < count; o++) {
