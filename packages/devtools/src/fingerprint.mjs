@@ -6,12 +6,12 @@ import { join } from "node:path";
  * Every file at or under `paths` that `skip` lets through, relative to `root` with forward slashes, in one fixed
  * order. A path that does not exist is no file.
  *
- * @param skip told each relative path and its base name; true leaves the file, or the whole folder, out.
+ * @param skip told each base name and its relative path; true leaves the file, or the whole folder, out.
  */
 export function listFiles(root, paths, skip = () => false) {
   const files = [];
   const visit = (path, name, entry) => {
-    if (skip(path, name)) return;
+    if (skip(name, path)) return;
     if (entry.isFile()) files.push(path);
     if (!entry.isDirectory()) return;
     for (const child of readdirSync(join(root, path), { withFileTypes: true })) {

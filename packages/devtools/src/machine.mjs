@@ -13,11 +13,41 @@ int g(int* p) { return f(std::span<int>(p, 1)); }
 
 /** How each kind of machine installs what may be missing; the first whose program is on PATH is used. */
 const INSTALLERS = [
-  { program: "brew", cxx: "xcode-select --install", make: "xcode-select --install", cmake: "brew install cmake", node: "brew install node@22" },
-  { program: "apt-get", cxx: "sudo apt-get install -y g++", make: "sudo apt-get install -y make", cmake: "sudo apt-get install -y cmake", node: "curl -fsSL https://deb.nodesource.com/setup_22.x | sudo -E bash - && sudo apt-get install -y nodejs" },
-  { program: "dnf", cxx: "sudo dnf install -y gcc-c++", make: "sudo dnf install -y make", cmake: "sudo dnf install -y cmake", node: "sudo dnf install -y nodejs22" },
-  { program: "pacman", cxx: "sudo pacman -S --noconfirm gcc", make: "sudo pacman -S --noconfirm make", cmake: "sudo pacman -S --noconfirm cmake", node: "sudo pacman -S --noconfirm nodejs-lts-jod npm" },
-  { program: "apk", cxx: "sudo apk add g++", make: "sudo apk add make", cmake: "sudo apk add cmake", node: "sudo apk add nodejs npm" },
+  {
+    program: "brew",
+    cxx: "xcode-select --install",
+    make: "xcode-select --install",
+    cmake: "brew install cmake",
+    node: "brew install node@22",
+  },
+  {
+    program: "apt-get",
+    cxx: "sudo apt-get install -y g++",
+    make: "sudo apt-get install -y make",
+    cmake: "sudo apt-get install -y cmake",
+    node: "curl -fsSL https://deb.nodesource.com/setup_22.x | sudo -E bash - && sudo apt-get install -y nodejs",
+  },
+  {
+    program: "dnf",
+    cxx: "sudo dnf install -y gcc-c++",
+    make: "sudo dnf install -y make",
+    cmake: "sudo dnf install -y cmake",
+    node: "sudo dnf install -y nodejs22",
+  },
+  {
+    program: "pacman",
+    cxx: "sudo pacman -S --noconfirm gcc",
+    make: "sudo pacman -S --noconfirm make",
+    cmake: "sudo pacman -S --noconfirm cmake",
+    node: "sudo pacman -S --noconfirm nodejs-lts-jod npm",
+  },
+  {
+    program: "apk",
+    cxx: "sudo apk add g++",
+    make: "sudo apk add make",
+    cmake: "sudo apk add cmake",
+    node: "sudo apk add nodejs npm",
+  },
 ];
 
 const MACOS = { ...INSTALLERS[0] };
@@ -69,12 +99,18 @@ async function checkCompiler({ env, capture }, install) {
     const { code, output } = await capture(program, [...args, "--version"]);
     if (code !== 0) continue;
     const version = output.split("\n")[0].trim();
-    const probe = await capture(program, [...args, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"], { input: CXX20_PROBE });
+    const probe = await capture(program, [...args, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"], {
+      input: CXX20_PROBE,
+    });
     const problem =
-      probe.code === 0 ? undefined : `${command} (${version}) cannot compile C++20 (GCC 10+ and Clang 14+ can): ${install.cxx}`;
+      probe.code === 0
+        ? undefined
+        : `${command} (${version}) cannot compile C++20 (GCC 10+ and Clang 14+ can): ${install.cxx}`;
     return { command, version, problem };
   }
-  const tried = env.CXX ? `CXX is "${env.CXX}", which cannot be run` : "no C++ compiler (c++, g++ or clang++) is on PATH";
+  const tried = env.CXX
+    ? `CXX is "${env.CXX}", which cannot be run`
+    : "no C++ compiler (c++, g++ or clang++) is on PATH";
   return { command: "none", version: "none", problem: `${tried}: ${install.cxx}` };
 }
 

@@ -8,23 +8,30 @@ export const ROOT = fileURLToPath(new URL("../../..", import.meta.url)).replace(
 /**
  * Runs a command to its end with no standard input and returns its exit code and its output (stdout and stderr in
  * the order written). A command that cannot be started has code 127.
+ *
+ * @param options those of `spawn`, and `input`: text for its standard input; `stream`: print the output as it comes.
  */
-export function capture(command, args, options = {}) {
+export function capture(command, args, { input, stream = false, ...options } = {}) {
   return new Promise((resolve) => {
     const chunks = [];
     const child = spawn(command, args, {
       cwd: ROOT,
       ...options,
-      stdio: [options.input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+      stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
     });
-    child.stdout.on("data", (chunk) => chunks.push(chunk));
-    child.stderr.on("data", (chunk) => chunks.push(chunk));
+    for (const pipe of [child.stdout, child.stderr]) {
+      pipe.on("data", (chunk) => {
+        chunks.push(chunk);
+        if (stream) process.stdout.write(chunk);
+      });
+    }
     child.on("error", (error) => resolve({ code: 127, output: `${error.message}\n` }));
     child.on("close", (code, signal) => {
       const note = signal ? `\n${command} was ended by ${signal}\n` : "";
       resolve({ code: exitCode(code, signal), output: Buffer.concat(chunks).toString("utf8") + note });
     });
-    if (options.input !== undefined) child.stdin.end(options.input);
+    // A command may end without reading its input, which is no error of ours.
+    child.stdin?.on("error", () => {}).end(input);
   });
 }
 

@@ -16,7 +16,7 @@ export class SetUpError extends Error {
  * Installs the packages and builds everything, as far as it is not done already; says on stderr what it does.
  *
  * @param options `fresh`: look at the machine's tools even when nothing seems to have changed.
- * @returns a function that runs turbo with the arguments it is given: `{ code, output }`
+ * @returns when `fresh`, a function that runs turbo with the arguments it is given: `{ code, output }`
  * @throws SetUpError
  */
 export async function setUp({ fresh = false } = {}) {
@@ -28,7 +28,7 @@ export async function setUp({ fresh = false } = {}) {
   const { problems, toolchain } = await checkMachine(thisMachine(capture));
   if (problems.length > 0) throw new SetUpError(problems.join("\n"));
   const path = await pathWithPnpm(pinnedPnpm(ROOT));
-  const turbo = (args) => runTurbo(args, { path, toolchain });
+  const turbo = (args, options) => runTurbo(args, { path, toolchain, ...options });
   if (stamp.toolchain === toolchain && isUpToDate(stamp, target)) return turbo;
 
   clearStamp(ROOT);
@@ -71,7 +71,7 @@ async function build(turbo) {
   if (code !== 0) throw new SetUpError(`${output}the build failed (exit code ${code}): the reason is above`);
 }
 
-function runTurbo(args, { path, toolchain }) {
+function runTurbo(args, { path, toolchain, stream = false }) {
   const env = {
     ...process.env,
     PATH: path,
@@ -82,7 +82,8 @@ function runTurbo(args, { path, toolchain }) {
     DO_NOT_TRACK: "1",
   };
   const turbo = join(ROOT, "node_modules/turbo/bin/turbo");
-  return capture(process.execPath, [turbo, ...args, "--concurrency=2", "--cache=local:rw", "--no-color"], { env });
+  const command = [turbo, ...args, "--concurrency=2", "--cache=local:rw", "--no-color"];
+  return capture(process.execPath, command, { env, stream });
 }
 
 /** A cmake build folder remembers its compiler, so another compiler needs new ones. */

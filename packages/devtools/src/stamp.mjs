@@ -4,7 +4,14 @@ import { contentFingerprint, listFiles, statFingerprint } from "./fingerprint.mj
 import { workspacePackages } from "./workspace.mjs";
 
 const STAMP = "node_modules/.niwaki/set-up.json";
-const ROOT_CONFIGS = ["package.json", "pnpm-lock.yaml", "pnpm-workspace.yaml", "tsconfig.base.json", "turbo.json", ".npmrc"];
+const ROOT_CONFIGS = [
+  "package.json",
+  "pnpm-lock.yaml",
+  "pnpm-workspace.yaml",
+  "tsconfig.base.json",
+  "turbo.json",
+  ".npmrc",
+];
 const INSTALL_CONFIGS = ["package.json", "pnpm-lock.yaml", "pnpm-workspace.yaml", ".npmrc"];
 
 /** Folders made by a build or an install, and what only tests read: none of it goes into what `npm start` runs. */
@@ -36,7 +43,7 @@ export function present(root) {
   const packages = workspacePackages(root);
   const linked = packages.map(({ folder }) => (existsSync(join(root, folder, "node_modules")) ? `${folder}\n` : ""));
   const outputs = packages.flatMap(({ folder }) => [`${folder}/dist`, `${folder}/build/Release`]);
-  const built = listFiles(root, outputs, (path, name) => path.includes("/build/Release/") && !name.endsWith(".node"));
+  const built = listFiles(root, outputs, (name, path) => path.includes("/build/Release/") && !name.endsWith(".node"));
   const installed = listFiles(root, ["node_modules/.modules.yaml"]);
   return {
     installed: linked.join("") + statFingerprint(root, installed),
@@ -66,6 +73,6 @@ export function writeStamp(root, stamp) {
   renameSync(`${path}.new`, path);
 }
 
-function isNotSource(path, name) {
+function isNotSource(name) {
   return NOT_SOURCE.has(name) || name.endsWith(".md") || /\.test\.\w+$/.test(name);
 }
