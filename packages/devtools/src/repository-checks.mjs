@@ -8,13 +8,14 @@ import { changesetProblems, lockfileProblems } from "./release-rules.mjs";
 import { workspacePackages } from "./workspace.mjs";
 
 const BIN = join(ROOT, "packages/devtools/node_modules/.bin");
+const PARENTS = ["packages", "examples"].filter((folder) => existsSync(join(ROOT, folder)));
 const MADE = new Set(["node_modules", "build", "dist"]);
 
 /** The checks of the repository as a whole: each a name and a function to `{ code, output }`. */
 export const REPOSITORY_CHECKS = [
   [
     "format and lint of TypeScript (Biome)",
-    () => capture(join(ROOT, "node_modules/.bin/biome"), ["ci", "--error-on-warnings", "."]),
+    () => capture(join(ROOT, "node_modules/.bin/biome"), ["check", "--error-on-warnings", "--colors=off", "."]),
   ],
   ["format of C++ (clang-format)", checkCxxFormat],
   [
@@ -23,13 +24,7 @@ export const REPOSITORY_CHECKS = [
   ],
   [
     "arrows between packages (dependency-cruiser)",
-    () =>
-      capture(
-        join(BIN, "depcruise"),
-        ["--config", ".dependency-cruiser.cjs", "packages", "examples"].filter(
-          (path) => path.startsWith("-") || existsSync(join(ROOT, path)),
-        ),
-      ),
+    () => capture(join(BIN, "depcruise"), ["--config", ".dependency-cruiser.cjs", ...PARENTS]),
   ],
   [
     "lockfile without registry addresses",
@@ -48,11 +43,12 @@ async function checkCxxFormat() {
   return { code, output: code === 127 ? `${output}${command} cannot be run on this machine\n` : output };
 }
 
-/** The binary of the npm package; it has none for Linux on ARM, where the machine's own (15 or later) is used. */
+/** The binary of the npm package; it has none for Linux on ARM, where the machine's own (version 15) is used. */
 function clangFormat() {
   const { platform, arch } = process;
   if (platform === "linux" && arch !== "x64") return "clang-format";
-  return createRequire(import.meta.url).resolve("clang-format/index.js");
+  const manifest = createRequire(import.meta.url).resolve("clang-format/package.json");
+  return join(manifest, `../bin/${platform}_x64/clang-format`);
 }
 
 async function checkChangesets() {
