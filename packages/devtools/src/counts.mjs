@@ -1,0 +1,34 @@
+/**
+ * The counts of a vitest JSON report: `{ passed, failed, skipped }`. A file that failed before any of its tests could
+ * be counted (an import that throws, a failing hook) is one failure.
+ */
+export function countVitest(report) {
+  const brokenFiles = report.testResults.filter(
+    ({ status, assertionResults }) => status === "failed" && !assertionResults.some((test) => test.status === "failed"),
+  );
+  return {
+    passed: report.numPassedTests,
+    failed: report.numFailedTests + brokenFiles.length,
+    skipped: report.numPendingTests + report.numTodoTests,
+  };
+}
+
+/** The counts of ctest's closing lines, or undefined when the output has none (it never got to run a test). */
+export function parseCtest(output) {
+  const total = /tests passed, (\d+) tests? failed out of (\d+)/.exec(output);
+  if (!total) return undefined;
+  const failed = Number(total[1]);
+  const skipped = (output.match(/^\s*\d+\/\d+ Test .*\*\*\*(Skipped|Not Run)/gm) ?? []).length;
+  return { passed: Number(total[2]) - failed - skipped, failed, skipped };
+}
+
+/** The sum of results, each `{ passed, failed, skipped? }`. */
+export function total(results) {
+  const sum = { passed: 0, failed: 0, skipped: 0 };
+  for (const { passed, failed, skipped = 0 } of results) {
+    sum.passed += passed;
+    sum.failed += failed;
+    sum.skipped += skipped;
+  }
+  return sum;
+}

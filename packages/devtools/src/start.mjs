@@ -1,0 +1,5 @@
+import { launch } from "./launch.mjs";
+import { cliArguments } from "./start-arguments.mjs";
+
+const terminal = Boolean(process.stdin.isTTY && process.stdout.isTTY);
+launch("packages/cli/dist/main.js", cliArguments(process.argv.slice(2), terminal));

@@ -1,0 +1,74 @@
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { countVitest } from "./counts.mjs";
+import { ROOT } from "./process.mjs";
+import { workspacePackages } from "./workspace.mjs";
+
+const RUNS = ".turbo/runs";
+const TASKS = ["typecheck", "test", "test:native", "check:package"];
+const REPORTS = {
+  test: "test-report.json",
+  "test:native": "native-report.json",
+  "check:package": "package-report.json",
+};
+
+/**
+ * Runs every check that is a turbo task, going on after failures; the output of the failing ones is printed as it
+ * comes.
+ *
+ * @returns one result for each task of each package: `{ name, passed, failed, skipped }`
+ */
+export async function runTasks(turbo) {
+  const packages = workspacePackages(ROOT);
+  // What an earlier run left must not be taken for this run's: turbo puts back the reports of tasks that it skips.
+  for (const { folder } of packages) {
+    for (const report of Object.values(REPORTS)) rmSync(join(ROOT, folder, "build", report), { force: true });
+  }
+  rmSync(join(ROOT, RUNS), { recursive: true, force: true });
+  await turbo(["run", ...TASKS, "--summarize", "--continue=always", "--output-logs=errors-only"], { stream: true });
+  const summary = readSummary();
+  return packages.flatMap(({ folder, manifest }) =>
+    expectedTasks(manifest).map((task) => {
+      const run = summary.find(({ taskId }) => taskId === `${manifest.name}#${task}`);
+      return { name: `${task} ${manifest.name}`, ...taskResult(run, readReport(folder, REPORTS[task]), task) };
+    }),
+  );
+}
+
+/** The tasks that a package must have, and those it has beside them. */
+export function expectedTasks(manifest) {
+  return TASKS.filter((task) => {
+    if (manifest.scripts?.[task]) return true;
+    return task === "test" || (task === "check:package" && !manifest.private);
+  });
+}
+
+/**
+ * The result of one task from turbo's record of it and the report that it wrote. Without a report the task counts as
+ * one check, and a task that failed though its report has no failure is one failure more: nothing fails unseen.
+ */
+export function taskResult(run, report, task) {
+  const ok = run?.execution ? run.execution.exitCode === 0 : run?.cache?.status === "HIT";
+  const counts = report ? countReport(report, task) : { passed: ok && !REPORTS[task] ? 1 : 0, failed: 0, skipped: 0 };
+  if ((!ok || (!report && REPORTS[task])) && counts.failed === 0) counts.failed = 1;
+  return counts;
+}
+
+function countReport(report, task) {
+  if (task === "test") return countVitest(report);
+  if (task === "test:native") return report;
+  const checks = Object.values(report);
+  const passed = checks.filter(Boolean).length;
+  return { passed, failed: checks.length - passed, skipped: 0 };
+}
+
+function readSummary() {
+  const folder = join(ROOT, RUNS);
+  const [file] = existsSync(folder) ? readdirSync(folder).filter((name) => name.endsWith(".json")) : [];
+  return file ? JSON.parse(readFileSync(join(folder, file), "utf8")).tasks : [];
+}
+
+function readReport(folder, name) {
+  const path = name && join(ROOT, folder, "build", name);
+  return path && existsSync(path) ? JSON.parse(readFileSync(path, "utf8")) : undefined;
+}

@@ -1,0 +1,39 @@
+import { total } from "./counts.mjs";
+import { SetUpError, setUp } from "./set-up.mjs";
+
+async function main() {
+  const results = [];
+  try {
+    const turbo = await setUp({ fresh: true });
+    // Only now: what these import is installed by the set-up.
+    const { runTasks } = await import("./task-results.mjs");
+    const { REPOSITORY_CHECKS } = await import("./repository-checks.mjs");
+    results.push(...(await runTasks(turbo)));
+    for (const [name, check] of REPOSITORY_CHECKS) {
+      const { code, output } = await check();
+      if (code !== 0) console.log(`\n${name} failed:\n${output.trimEnd()}`);
+      results.push({ name, passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1 });
+    }
+  } catch (error) {
+    console.log(error instanceof SetUpError ? error.message : error);
+    results.push({ name: "set-up", passed: 0, failed: 1 });
+  }
+  summarize(results);
+}
+
+function summarize(results) {
+  const { passed, failed, skipped } = total(results);
+  console.log("");
+  for (const result of results) {
+    const state = result.failed > 0 ? "FAILED" : "ok    ";
+    const note = [`${result.passed} passed`];
+    if (result.failed > 0) note.push(`${result.failed} failed`);
+    if (result.skipped > 0) note.push(`${result.skipped} skipped`);
+    console.log(`${state} ${result.name}: ${note.join(", ")}`);
+  }
+  if (skipped > 0) console.log(`${skipped} skipped`);
+  console.log(`${passed} passed, ${failed} failed`);
+  process.exitCode = failed === 0 ? 0 : 1;
+}
+
+main();
