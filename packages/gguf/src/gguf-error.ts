@@ -2,6 +2,8 @@
 export type GgufErrorCode =
   /** The file cannot be opened or read at all. */
   | "unreadable"
+  /** A file cannot be written. */
+  | "unwritable"
   /** The file is something else than a GGUF. */
   | "not-gguf"
   /** A GGUF with big-endian numbers. */
@@ -39,8 +41,6 @@ export interface GgufErrorPlace {
 export class GgufError extends Error {
   override readonly name = "GgufError";
   readonly code: GgufErrorCode;
-  /** The message without the file and the place. */
-  readonly detail: string;
   readonly path?: string;
   readonly offset?: number;
   readonly key?: string;
@@ -51,7 +51,6 @@ export class GgufError extends Error {
     const file = place.path === undefined ? "" : `${place.path}: `;
     super(`${file}${message}${where}`, place.cause === undefined ? undefined : { cause: place.cause });
     this.code = code;
-    this.detail = message;
     if (place.path !== undefined) this.path = place.path;
     if (place.offset !== undefined) this.offset = place.offset;
     if (place.key !== undefined) this.key = place.key;

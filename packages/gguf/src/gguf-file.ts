@@ -1,4 +1,4 @@
-import { type FileHandle, open } from "node:fs/promises";
+import { type FileHandle, open, stat } from "node:fs/promises";
 import { GgufError } from "./gguf-error.js";
 import { type GgufHeader, parseHeader } from "./header.js";
 import { MoreBytesNeeded } from "./header-cursor.js";
@@ -41,15 +41,15 @@ export class GgufFile {
    * @throws the signal's reason if it is aborted
    */
   static async open(path: string, options: { signal?: AbortSignal } = {}): Promise<GgufFile> {
+    await checkIsFile(path);
     return await withFile(path, async (file) => {
-      const stat = await file.stat();
-      if (!stat.isFile()) throw new GgufError("unreadable", "is not a file; pass the path of a .gguf file", { path });
+      const { size } = await file.stat();
       for (let length = firstRead; ; ) {
         options.signal?.throwIfAborted();
-        const bytes = await readBytes(file, path, 0, Math.min(length, stat.size));
+        const bytes = await readBytes(file, path, 0, Math.min(length, size));
         options.signal?.throwIfAborted();
         try {
-          return new GgufFile(path, stat.size, await parseHeader(bytes, stat.size, path));
+          return new GgufFile(path, size, await parseHeader(bytes, size, path));
         } catch (error) {
           if (!(error instanceof MoreBytesNeeded)) throw error;
           length = nextLength(length, error.end, path);
@@ -157,6 +157,14 @@ function nextLength(length: number, needed: number, path: string): number {
     throw new GgufError("corrupt", `the header takes more than ${maxHeaderBytes} bytes; that is not read`, { path });
   }
   return Math.max(2 * length, needed);
+}
+
+/** Before it is opened, because opening a pipe waits until somebody writes to it. */
+async function checkIsFile(path: string): Promise<void> {
+  const found = await stat(path).catch((error: unknown) => {
+    throw unreadable(path, "opened", error);
+  });
+  if (!found.isFile()) throw new GgufError("unreadable", "is no regular file; pass the path of a .gguf file", { path });
 }
 
 async function withFile<T>(path: string, use: (file: FileHandle) => Promise<T>): Promise<T> {

@@ -16,6 +16,8 @@ export class MoreBytesNeeded extends Error {
  */
 export class HeaderCursor {
   offset = 0;
+  /** The metadata key or tensor that is being read, for errors. */
+  subject: Pick<GgufErrorPlace, "key" | "tensor"> = {};
   readonly view: DataView;
   readonly #buffer: Buffer;
 
@@ -28,9 +30,9 @@ export class HeaderCursor {
     this.#buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }
 
-  /** An error about what starts at the current offset. */
-  error(code: GgufErrorCode, message: string, place: GgufErrorPlace = {}): GgufError {
-    return new GgufError(code, message, { path: this.path, offset: this.offset, ...place });
+  /** An error about what stands at `offset`. */
+  error(code: GgufErrorCode, message: string, offset = this.offset): GgufError {
+    return new GgufError(code, message, { path: this.path, offset, ...this.subject });
   }
 
   /** Checks that `count` bytes follow, which `what` announces. */
@@ -86,8 +88,7 @@ export class HeaderCursor {
       text.includes("\ufffd") &&
       !Buffer.from(text).equals(this.#buffer.subarray(this.offset - length, this.offset))
     ) {
-      this.offset = start;
-      throw this.error("corrupt", `${what} is not UTF-8, as the format requires; convert the model again`);
+      throw this.error("corrupt", `${what} is not UTF-8, as the format requires; convert the model again`, start);
     }
     return text;
   }

@@ -1,4 +1,4 @@
-import { GgufError } from "./gguf-error.js";
+import type { GgufError } from "./gguf-error.js";
 import type { HeaderCursor } from "./header-cursor.js";
 import { arrayTypeId, fixedSizes, scalarTypeIds } from "./value-type.js";
 
@@ -34,7 +34,7 @@ export interface HeaderLayout {
 }
 
 // Limits of the parser that reads the values, far above any model's. Checked here, where the place is known.
-const maxKeys = 100_000;
+const maxEntries = 100_000;
 const maxStringBytes = 10_000_000;
 const maxArrayDepth = 4;
 const maxDimension = 2 ** 32;
@@ -53,8 +53,8 @@ const defaultAlignment = 32;
 export function readHeaderLayout(cursor: HeaderCursor): HeaderLayout {
   checkMagic(cursor);
   const version = readVersion(cursor);
-  const tensorCount = readCount(cursor, "tensor", minTensorBytes, cursor.fileSize);
-  const keyCount = readCount(cursor, "metadata key", minEntryBytes, maxKeys);
+  const tensorCount = readCount(cursor, "tensor", minTensorBytes);
+  const keyCount = readCount(cursor, "metadata key", minEntryBytes);
 
   let alignment = defaultAlignment;
   const metadata: MetadataPlace[] = [];
@@ -62,14 +62,16 @@ export function readHeaderLayout(cursor: HeaderCursor): HeaderLayout {
   for (let i = 0; i < keyCount; i++) {
     const place = readMetadataPlace(cursor, i);
     if (keys.has(place.key)) {
-      cursor.offset = place.start;
-      throw cursor.error("corrupt", `the metadata key "${place.key}" stands twice; convert the model again`, {
-        key: place.key,
-      });
+      throw cursor.error(
+        "corrupt",
+        `the metadata key "${place.key}" stands twice; convert the model again`,
+        place.start,
+      );
     }
     keys.add(place.key);
     metadata.push(place);
     if (place.key === "general.alignment") alignment = readAlignment(cursor, place);
+    cursor.subject = {};
   }
 
   const tensorsStart = cursor.offset;
@@ -78,14 +80,11 @@ export function readHeaderLayout(cursor: HeaderCursor): HeaderLayout {
   for (let i = 0; i < tensorCount; i++) {
     const place = readTensorPlace(cursor, i);
     if (names.has(place.name)) {
-      throw new GgufError("corrupt", `the tensor "${place.name}" stands twice; convert the model again`, {
-        path: cursor.path,
-        offset: place.start,
-        tensor: place.name,
-      });
+      throw cursor.error("corrupt", `the tensor "${place.name}" stands twice; convert the model again`, place.start);
     }
     names.add(place.name);
     tensors.push(place);
+    cursor.subject = {};
   }
   return { version, alignment, metadata, tensors, tensorsStart, end: cursor.offset };
 }
@@ -142,37 +141,36 @@ function readVersion(cursor: HeaderCursor): number {
 }
 
 /** Reads how many of something follow; each takes at least `minBytes`, so that the file bounds the count. */
-function readCount(cursor: HeaderCursor, noun: string, minBytes: number, limit: number): number {
+function readCount(cursor: HeaderCursor, noun: string, minBytes: number): number {
   const start = cursor.offset;
   const count = cursor.u64(`the number of ${noun}s`);
   if (count * minBytes > cursor.fileSize - cursor.offset) {
-    cursor.offset = start;
     throw cursor.error(
       "truncated",
       `the header announces ${count} ${noun}s, which take at least ${count * minBytes} bytes, but the file has only ` +
         `${cursor.fileSize}; it is cut short or damaged: download or convert it again`,
+      start,
     );
   }
-  if (count > limit) {
-    cursor.offset = start;
-    throw cursor.error("corrupt", `the header announces ${count} ${noun}s; more than ${limit} are not read`);
+  if (count > maxEntries) {
+    throw cursor.error(
+      "corrupt",
+      `the header announces ${count} ${noun}s; more than ${maxEntries} are not read`,
+      start,
+    );
   }
   return count;
 }
 
+/** Reads the key and passes over the value; the key stays the cursor's subject. */
 function readMetadataPlace(cursor: HeaderCursor, index: number): MetadataPlace {
   const start = cursor.offset;
   const key = readKey(cursor, index);
+  cursor.subject = { key };
   const what = `the value of metadata key "${key}"`;
   const typeId = cursor.u32(`the type of metadata key "${key}"`);
   const value = cursor.offset;
-  try {
-    skipValue(cursor, typeId, what);
-  } catch (error) {
-    if (!(error instanceof GgufError)) throw error;
-    // The helpers know the offset only; the key belongs into the error's fields as well.
-    throw new GgufError(error.code, error.detail, { path: cursor.path, offset: error.offset, key });
-  }
+  skipValue(cursor, typeId, what);
   return { key, typeId, start, value, end: cursor.offset };
 }
 
@@ -180,14 +178,13 @@ function readKey(cursor: HeaderCursor, index: number): string {
   const start = cursor.offset;
   const what = `metadata key ${index}`;
   const length = cursor.u64(`the length of ${what}`);
-  cursor.offset = start;
   if (length === 0 || length > maxKeyBytes) {
-    throw cursor.error("corrupt", `${what} is ${length} bytes long; the format allows 1 to ${maxKeyBytes}`);
+    throw cursor.error("corrupt", `${what} is ${length} bytes long; the format allows 1 to ${maxKeyBytes}`, start);
   }
+  cursor.offset = start;
   const key = cursor.string(what);
   if (!/^[\x20-\x7e]+$/.test(key)) {
-    cursor.offset = start;
-    throw cursor.error("corrupt", `${what} is ${JSON.stringify(key)}; the format allows printable ASCII only`);
+    throw cursor.error("corrupt", `${what} is ${JSON.stringify(key)}; the format allows printable ASCII only`, start);
   }
   return key;
 }
@@ -203,21 +200,23 @@ function skipValue(cursor: HeaderCursor, typeId: number, what: string): void {
   } else if (size !== undefined) {
     cursor.skip(size, what);
   } else {
-    cursor.offset -= 4;
-    throw cursor.error(
-      "corrupt",
-      `${what} has the type ${typeId}; GGUF has the types 0 to 12: convert the model again`,
-    );
+    throw cursor.error("corrupt", `${what} has the type ${typeId}; ${knownTypes}`, cursor.offset - 4);
   }
 }
+
+const knownTypes = "GGUF has the types 0 to 12: convert the model again";
 
 function skipText(cursor: HeaderCursor, what: string): void {
   const start = cursor.offset;
   const length = cursor.u64(`the length of ${what}`);
-  cursor.offset = start;
-  if (length > maxStringBytes && start + 8 + length <= cursor.fileSize) {
-    throw cursor.error("corrupt", `${what} is a string of ${length} bytes; more than ${maxStringBytes} are not read`);
+  if (length > maxStringBytes && cursor.offset + length <= cursor.fileSize) {
+    throw cursor.error(
+      "corrupt",
+      `${what} is a string of ${length} bytes; more than ${maxStringBytes} are not read`,
+      start,
+    );
   }
+  cursor.offset = start;
   cursor.string(what);
 }
 
@@ -227,18 +226,17 @@ function skipArray(cursor: HeaderCursor, what: string, depth: number): void {
     throw cursor.error("corrupt", `${what} has arrays nested more than ${maxArrayDepth} deep; that is not read`);
   }
   const elementType = cursor.u32(`the element type of ${what}`);
-  const elementBytes = elementType === arrayTypeId ? 12 : (fixedSizes.get(elementType) ?? 8);
   if (elementType > scalarTypeIds.float64) {
-    cursor.offset = start;
-    throw cursor.error("corrupt", `${what} is an array of type ${elementType}; GGUF has the types 0 to 12`);
+    throw cursor.error("corrupt", `${what} is an array of type ${elementType}; ${knownTypes}`, start);
   }
+  const elementBytes = fixedSizes.get(elementType) ?? (elementType === arrayTypeId ? 12 : 8);
   const count = cursor.u64(`the length of ${what}`);
   if (count * elementBytes > cursor.fileSize - cursor.offset) {
-    cursor.offset = start;
     throw cursor.error(
       "truncated",
       `${what} is an array of ${count} elements, which take at least ${count * elementBytes} bytes, but only ` +
-        `${cursor.fileSize - start} are left in the file; it is cut short or damaged: download or convert it again`,
+        `${cursor.fileSize - cursor.offset} are left in the file; it is cut short or damaged: download or convert it again`,
+      start,
     );
   }
   if (elementType === arrayTypeId) {
@@ -261,36 +259,33 @@ function skipBools(cursor: HeaderCursor, count: number, what: string): void {
   }
 }
 
-function readAlignment(cursor: HeaderCursor, { key, typeId, value }: MetadataPlace): number {
-  const alignment = typeId === scalarTypeIds.uint32 ? cursor.view.getUint32(value, true) : Number.NaN;
+function readAlignment(cursor: HeaderCursor, { typeId, value }: MetadataPlace): number {
+  if (typeId !== scalarTypeIds.uint32) {
+    throw cursor.error("corrupt", `general.alignment has the type ${typeId}; it must be 4, a uint32`, value - 4);
+  }
+  const alignment = cursor.view.getUint32(value, true);
   if (alignment > 0 && (alignment & (alignment - 1)) === 0) return alignment;
-  const found = Number.isNaN(alignment) ? `of type ${typeId}` : `${alignment}`;
-  throw new GgufError("corrupt", `general.alignment is ${found}; it must be a uint32 and a power of two`, {
-    path: cursor.path,
-    offset: value,
-    key,
-  });
+  throw cursor.error("corrupt", `general.alignment is ${alignment}; it must be a power of two`, value);
 }
 
+/** Reads the name and passes over the rest of a tensor's entry; the name stays the cursor's subject. */
 function readTensorPlace(cursor: HeaderCursor, index: number): TensorPlace {
   const start = cursor.offset;
   const name = cursor.string(`the name of tensor ${index}`);
-  if (name === "") {
-    cursor.offset = start;
-    throw cursor.error("corrupt", `tensor ${index} has no name; convert the model again`);
-  }
-  const refuse = (offset: number, message: string) =>
-    new GgufError("corrupt", `tensor "${name}" ${message}`, { path: cursor.path, offset, tensor: name });
-  const dimensions = cursor.u32(`the number of dimensions of tensor "${name}"`);
+  if (name === "") throw cursor.error("corrupt", `tensor ${index} has no name; convert the model again`, start);
+  cursor.subject = { tensor: name };
+  const what = `tensor "${name}"`;
+  const dimensions = cursor.u32(`the number of dimensions of ${what}`);
   if (dimensions === 0 || dimensions > maxDimensions) {
-    throw refuse(cursor.offset - 4, `has ${dimensions} dimensions; the format allows 1 to ${maxDimensions}`);
+    const message = `${what} has ${dimensions} dimensions; the format allows 1 to ${maxDimensions}`;
+    throw cursor.error("corrupt", message, cursor.offset - 4);
   }
   for (let i = 0; i < dimensions; i++) {
-    const length = cursor.u64(`dimension ${i} of tensor "${name}"`);
+    const length = cursor.u64(`dimension ${i} of ${what}`);
     if (length === 0 || length > maxDimension) {
-      throw refuse(cursor.offset - 8, `has the dimension ${length}; 1 to 2^32 can be read`);
+      throw cursor.error("corrupt", `${what} has the dimension ${length}; 1 to 2^32 can be read`, cursor.offset - 8);
     }
   }
-  cursor.skip(4 + 8, `the type and offset of tensor "${name}"`);
+  cursor.skip(4 + 8, `the type and offset of ${what}`);
   return { name, start };
 }

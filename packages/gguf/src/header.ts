@@ -27,12 +27,12 @@ export async function parseHeader(bytes: Uint8Array, fileSize: number, path: str
   const metadata = new Map<string, GgufValue>();
   for (const { key, typeId, start, value } of layout.metadata) {
     if (typeId === arrayTypeId) {
-      metadata.set(key, readMetadataArray(cursor, value, `the value of metadata key "${key}"`));
+      metadata.set(key, readMetadataArray(cursor, value, key));
     } else if (Object.hasOwn(scalars, key)) {
       metadata.set(key, scalars[key]!);
     } else {
-      cursor.offset = start;
-      throw cursor.error("corrupt", `the metadata key "${key}" cannot be read; rename it`, { key });
+      cursor.subject = { key };
+      throw cursor.error("corrupt", `the metadata key "${key}" cannot be read; rename it`, start);
     }
   }
   return {

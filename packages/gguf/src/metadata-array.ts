@@ -2,15 +2,15 @@ import { HeaderCursor } from "./header-cursor.js";
 import { arrayTypeId, type GgufValue, scalarTypeIds } from "./value-type.js";
 
 /**
- * Reads the metadata array at `offset`, whose structure has been checked, into a plain array.
+ * Reads the array at `offset` under a metadata key, whose structure has been checked, into a plain array.
  *
- * @param what names the array in errors
  * @throws GgufError `corrupt` if one of its strings is not UTF-8
  */
-export function readMetadataArray(header: HeaderCursor, offset: number, what: string): GgufValue[] {
+export function readMetadataArray(header: HeaderCursor, offset: number, key: string): GgufValue[] {
   const cursor = new HeaderCursor(header.bytes, header.fileSize, header.path);
   cursor.offset = offset;
-  return readArray(cursor, what);
+  cursor.subject = { key };
+  return readArray(cursor, `the value of metadata key "${key}"`);
 }
 
 function readArray(cursor: HeaderCursor, what: string): GgufValue[] {

@@ -1,7 +1,17 @@
 import type { GGUFTensorInfo } from "@huggingface/gguf";
 import { GgufError, type GgufErrorCode } from "./gguf-error.js";
 import type { HeaderLayout, TensorPlace } from "./header-layout.js";
-import { alignUp, bytesFor, q2Layouts, q2TypeId, type TensorType, typeById } from "./tensor-type.js";
+import {
+  alignUp,
+  bytesFor,
+  fillsRoom,
+  type KnownType,
+  q2Layouts,
+  q2TypeId,
+  type TensorType,
+  tensorTypes,
+  typeById,
+} from "./tensor-type.js";
 
 /** One tensor of a file. */
 export interface GgufTensor {
@@ -33,11 +43,10 @@ export function checkTensors(
   const dataStart = alignUp(layout.end, layout.alignment);
   const entries = infos.map((info, i) => readEntry(info, layout.tensors[i]!, layout.alignment, dataStart, path));
   const byOffset = [...entries].sort((a, b) => a.offset - b.offset);
-  const roomEnds = new Map(byOffset.map((entry, i) => [entry, byOffset[i + 1]]));
+  const successors = new Map(byOffset.map((entry, i) => [entry, byOffset[i + 1]]));
   const tensors = new Map<string, GgufTensor>();
   for (const entry of entries) {
-    const next = roomEnds.get(entry);
-    tensors.set(entry.name, measure(entry, next, layout.alignment, fileSize));
+    tensors.set(entry.name, measure(entry, successors.get(entry), layout.alignment, fileSize));
   }
   return tensors;
 }
@@ -107,28 +116,27 @@ function cutShort(fileSize: number): string {
   return `the file ends at ${fileSize}; it is cut short or damaged: download or convert it again`;
 }
 
-function q2Type({ dims, count, refuse }: Entry, room: number, alignment: number, isLast: boolean) {
-  const layouts = q2Layouts(count, dims[0]!, room, alignment, isLast);
-  const [layout] = layouts;
-  if (layout !== undefined && layouts.length === 1) {
-    return { ...layout, type: layout.name, typeName: layout.name };
-  }
-  const shape = `of type 42 (Q2_0) with the dimensions ${dims.join(" × ")} has room for ${room} bytes`;
-  const expected = `${bytesText(count, 64, 18)} in blocks of 64, ${bytesText(count, 128, 34)} in blocks of 128`;
+/** Decides between the two layouts under id 42 by the room the tensor has. */
+function q2Type(entry: Entry, room: number, alignment: number, isLast: boolean): KnownType {
+  const { dims, count, refuse } = entry;
+  const layouts = q2Layouts(count, dims[0]!);
+  // Rows that neither layout's blocks divide: the caller says so.
+  if (layouts.length === 0) return { ...tensorTypes.Q2_0, type: "Q2_0", typeName: "Q2_0" };
+  const fitting = layouts.filter(({ byteLength }) => fillsRoom(byteLength, room, alignment, isLast));
+  const [layout] = fitting;
+  if (layout !== undefined && fitting.length === 1) return { ...layout, type: layout.name, typeName: layout.name };
+
+  const needs = layouts.map(({ blockSize, byteLength }) => `${byteLength} bytes in blocks of ${blockSize}`).join(", ");
+  const found = `of type 42 (Q2_0) and dimensions ${dims.join(" × ")} has room for ${room} bytes, but takes ${needs}`;
   if (layout !== undefined) {
     throw refuse(
       "unsupported-type",
-      `${shape}, which fits both layouts under that id (${expected}); write it as PQ2_0 (type 142) or as another type`,
+      `${found}, padded to ${alignment}: both fit; write it as PQ2_0 (type 142) or another type`,
     );
   }
+  const isShort = isLast && layouts.every(({ byteLength }) => room < byteLength);
   throw refuse(
-    isLast && room < (count / 128) * 34 ? "truncated" : "corrupt",
-    `${shape}, which fits neither layout under that id (${expected}); the file is damaged or of a newer layout: download it ` +
-      "again, or convert it to Q1_0 or PQ2_0",
+    isShort ? "truncated" : "unsupported-type",
+    `${found}: neither fits; the file is ${isShort ? "cut short" : "damaged, or of an unknown layout"}: download or convert it again`,
   );
-}
-
-function bytesText(count: number, blockSize: number, blockBytes: number): string {
-  const bytes = bytesFor({ blockSize, blockBytes }, count);
-  return bytes === undefined ? "impossible" : `${bytes} bytes`;
 }

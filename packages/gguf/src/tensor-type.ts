@@ -94,17 +94,14 @@ export function alignUp(offset: number, alignment: number): number {
   return Math.ceil(offset / alignment) * alignment;
 }
 
-/**
- * The layouts under id 42 that agree with the room a tensor of `count` weights in rows of `rowLength` has: one (decided),
- * none (impossible) or two (undecidable: the padding hides the difference).
- *
- * @param room bytes to the next tensor, or to the end of the file
- * @param isLast whether the room ends with the file, where padding may be missing
- */
-export function q2Layouts(count: number, rowLength: number, room: number, alignment: number, isLast: boolean) {
-  return [tensorTypes.Q2_0, tensorTypes.Q2_0_G128].filter((layout) => {
-    if (rowLength % layout.blockSize !== 0) return false;
-    const bytes = (count / layout.blockSize) * layout.blockBytes;
-    return room === alignUp(bytes, alignment) || (isLast && room === bytes);
-  });
+/** The layouts under id 42 whose blocks divide rows of `rowLength`, and the bytes `count` weights take in each. */
+export function q2Layouts(count: number, rowLength: number) {
+  return [tensorTypes.Q2_0, tensorTypes.Q2_0_G128]
+    .filter(({ blockSize }) => rowLength % blockSize === 0)
+    .map((info) => ({ ...info, byteLength: bytesFor(info, count)! }));
+}
+
+/** Whether `byteLength` bytes, padded to the alignment, fill `room`; at the end of a file the padding may be missing. */
+export function fillsRoom(byteLength: number, room: number, alignment: number, isLast: boolean): boolean {
+  return room === alignUp(byteLength, alignment) || (isLast && room === byteLength);
 }

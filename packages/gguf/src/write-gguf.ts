@@ -1,8 +1,8 @@
 import { randomUUID } from "node:crypto";
-import { type FileHandle, open, rename, unlink } from "node:fs/promises";
+import { type FileHandle, open, rename, rm } from "node:fs/promises";
 import { unknownType } from "./dequantize.js";
 import { GgufError } from "./gguf-error.js";
-import { alignUp, bytesFor, q2Layouts, q2TypeId, type TensorType, tensorTypes } from "./tensor-type.js";
+import { alignUp, bytesFor, fillsRoom, q2Layouts, q2TypeId, type TensorType, tensorTypes } from "./tensor-type.js";
 import { encodeEntry, encodeString, type WriteValue } from "./write-value.js";
 
 /** A tensor to write. */
@@ -31,10 +31,10 @@ export interface GgufContent {
  * `path` when it is complete, in place of an older one; on failure nothing is left behind.
  *
  * @throws GgufError `invalid-argument` for metadata that does not fit its type, dimensions that do not fit the tensor's
- *   type, or data that is not exactly as long as they say; `unreadable` if the file cannot be written
+ *   type, or data that is not exactly as long as they say; `unwritable` if the file cannot be written
  */
 export async function writeGguf(path: string, content: GgufContent): Promise<void> {
-  const alignment = content.alignment ?? 32;
+  const alignment = checkAlignment(content.alignment ?? 32);
   const sizes = content.tensors.map((tensor) => checkTensor(tensor, alignment));
   const header = encodeHeader(content, alignment, sizes);
   const temporary = `${path}.${randomUUID()}.tmp`;
@@ -51,9 +51,14 @@ export async function writeGguf(path: string, content: GgufContent): Promise<voi
     }
     await io(path, rename(temporary, path));
   } catch (error) {
-    await unlink(temporary);
+    await rm(temporary, { force: true });
     throw error;
   }
+}
+
+function checkAlignment(alignment: number): number {
+  if (Number.isInteger(Math.log2(alignment)) && alignment >= 1 && alignment <= maxAlignment) return alignment;
+  throw new GgufError("invalid-argument", `alignment is ${alignment}; pass a power of two up to ${maxAlignment}`);
 }
 
 /** Checks all but the data; returns the number of bytes the data must have. */
@@ -76,10 +81,9 @@ function checkTensor({ name, dims, type }: TensorToWrite, alignment: number): nu
   }
   const byteLength = bytesFor(info, count)!;
   // The padding of a tiny tensor can hide which of the two layouts it has: a file nobody can read for sure.
-  if (
-    info.id === q2TypeId &&
-    q2Layouts(count, rowLength, alignUp(byteLength, alignment), alignment, false).length > 1
-  ) {
+  const room = alignUp(byteLength, alignment);
+  const alike = q2Layouts(count, rowLength).filter((layout) => fillsRoom(layout.byteLength, room, alignment, false));
+  if (info.id === q2TypeId && alike.length > 1) {
     throw refuse(
       `with ${count} weights and alignment ${alignment} the two layouts of type 42 look alike; use PQ2_0 or F16`,
     );
@@ -88,9 +92,6 @@ function checkTensor({ name, dims, type }: TensorToWrite, alignment: number): nu
 }
 
 function encodeHeader({ metadata, tensors }: GgufContent, alignment: number, sizes: readonly number[]): Uint8Array {
-  if (!Number.isInteger(Math.log2(alignment)) || alignment < 1 || alignment > maxAlignment) {
-    throw new GgufError("invalid-argument", `alignment is ${alignment}; pass a power of two up to ${maxAlignment}`);
-  }
   const { "general.alignment": ownAlignment, ...rest } = metadata;
   if (ownAlignment !== undefined) {
     throw new GgufError(
@@ -166,7 +167,7 @@ async function io<T>(path: string, operation: Promise<T>): Promise<T> {
     return await operation;
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
-    throw new GgufError("unreadable", `the file cannot be written: ${reason}; check the folder and the free space`, {
+    throw new GgufError("unwritable", `the file cannot be written: ${reason}; check the folder and the free space`, {
       path,
       cause: error,
     });
