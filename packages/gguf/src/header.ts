@@ -29,7 +29,7 @@ export async function parseHeader(bytes: Uint8Array, fileSize: number, path: str
     if (typeId === arrayTypeId) {
       metadata.set(key, readMetadataArray(cursor, value, key));
     } else if (Object.hasOwn(scalars, key)) {
-      metadata.set(key, scalars[key]!);
+      metadata.set(key, withByteOrderMark(scalars[key]!, cursor.view, value));
     } else {
       cursor.subject = { key };
       throw cursor.error("corrupt", `the metadata key "${key}" cannot be read; rename it`, start);
@@ -41,4 +41,11 @@ export async function parseHeader(bytes: Uint8Array, fileSize: number, path: str
     metadata,
     tensors: checkTensors(tensors, layout, fileSize, path),
   };
+}
+
+/** The parser drops U+FEFF at the start of a text, which shows in its length; what the file has is kept. */
+function withByteOrderMark(value: GgufValue, view: DataView, offset: number): GgufValue {
+  return typeof value === "string" && Buffer.byteLength(value) < view.getUint32(offset, true)
+    ? `\ufeff${value}`
+    : value;
 }

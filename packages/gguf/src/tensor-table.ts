@@ -105,7 +105,8 @@ function measure(entry: Entry, next: Entry | undefined, alignment: number, fileS
   if (byteLength > room || room === 0) {
     throw refuse(
       "corrupt",
-      `takes the bytes ${offset} to ${offset + byteLength}, where "${next?.name}" starts at ${next?.offset}`,
+      `takes the bytes ${offset} to ${offset + byteLength}, where "${next?.name}" starts at ${next?.offset}; ` +
+        "the file is damaged: convert the model again",
     );
   }
   const { type = null, typeName = `unknown type ${typeId}` } = known ?? {};
