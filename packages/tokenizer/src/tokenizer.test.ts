@@ -1,0 +1,177 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { qwen3Goldens, qwen3Metadata, smallConfig } from "./test-support.js";
+import { Tokenizer } from "./tokenizer.js";
+import { tokenizerConfigFromMetadata } from "./tokenizer-config.js";
+import { TokenizerError } from "./tokenizer-error.js";
+
+const qwen3 = new Tokenizer(tokenizerConfigFromMetadata(new Map(Object.entries(qwen3Metadata()))));
+const goldens = qwen3Goldens();
+const small = new Tokenizer(smallConfig());
+
+function streamed(tokenizer: Tokenizer, ids: readonly number[]): string[] {
+  const stream = tokenizer.stream();
+  return [...ids.map((id) => stream.push(id)), stream.end()];
+}
+
+describe("the real Qwen3 tokenizer gives what Hugging Face gives", () => {
+  test("there are 261 texts", () => expect(goldens.texts).toHaveLength(261));
+
+  test("ids", () => {
+    for (const { text, ids } of goldens.texts) expect(qwen3.encode(text), text).toEqual(ids);
+  });
+
+  test("ids of control tokens as text", () => {
+    for (const { text, plainIds } of goldens.texts) {
+      expect(qwen3.encode(text, { controlTokens: false }), text).toEqual(plainIds);
+    }
+  });
+
+  test("decoded text, at once and token by token", () => {
+    for (const { ids, decoded } of goldens.texts) {
+      expect(qwen3.decode(ids)).toBe(decoded);
+      expect(streamed(qwen3, ids).join("")).toBe(decoded);
+    }
+  });
+
+  test("no streamed piece has a broken character", () => {
+    for (const { ids, plainIds, decoded } of goldens.texts) {
+      const broken = decoded.split("\ufffd").length;
+      for (const pieces of [streamed(qwen3, ids), streamed(qwen3, plainIds)]) {
+        expect(pieces.every((piece) => piece.isWellFormed())).toBe(true);
+        expect(pieces.join("").split("\ufffd")).toHaveLength(broken);
+      }
+    }
+  });
+
+  test("ids and sizes from the metadata", () => {
+    expect(qwen3.vocabularySize).toBe(151_669);
+    expect(qwen3.eosTokenId).toBe(151_645);
+    expect(qwen3.endOfTurnTokenIds).toEqual([151_645, 151_643]);
+  });
+});
+
+describe("encode", () => {
+  test("merges, and user-defined tokens always", () => {
+    expect(small.encode("hey<think>")).toEqual([257, 262]);
+    expect(small.encode("hey<think>", { controlTokens: false })).toEqual([257, 262]);
+  });
+
+  test("control tokens unless they are asked to be text; unused tokens never", () => {
+    expect(small.encode("<|end|>")).toEqual([258]);
+    expect(small.encode("<|end|>", { controlTokens: false })).toEqual([...Buffer.from("<|end|>")]);
+    expect(small.encode("[PAD]")).toEqual([...Buffer.from("[PAD]")]);
+  });
+
+  test("starts with BOS where the model wants it", () => {
+    const tokenizer = new Tokenizer(smallConfig({ addBosToken: true, bosTokenId: 259 }));
+    expect(tokenizer.encode("he")).toEqual([259, 256]);
+    expect(tokenizer.encode("")).toEqual([259]);
+    // The template wrote one already.
+    expect(tokenizer.encodeChat([{ role: "user", content: "" }]).slice(0, 2)).toEqual([259, 117]);
+  });
+
+  test("tokens that are names of object properties", () => {
+    const config = smallConfig();
+    config.tokens[256] = "__proto__";
+    config.tokens[257] = "constructor";
+    const tokenizer = new Tokenizer({ ...config, merges: [] });
+    expect(tokenizer.encode("__proto__constructor")).toEqual([...Buffer.from("__proto__constructor")]);
+    expect(tokenizer.decode([256, 257])).toBe("__proto__constructor");
+  });
+
+  test("a byte without a token is an error, and no text is lost", () => {
+    const config = smallConfig();
+    config.tokens[0x7a] = "zz";
+    const tokenizer = new Tokenizer(config);
+    expect(tokenizer.encode("hey")).toEqual([257]);
+    expect(() => tokenizer.encode("fizz")).toThrow(
+      new TokenizerError(
+        "unencodable-text",
+        'The vocabulary has no token for the byte 0x7a in "fizz"; tokenizer.ggml.tokens of a byte-level tokenizer ' +
+          "should hold all 256. Convert the model again.",
+      ),
+    );
+  });
+
+  test("what is not a string is an error", () => {
+    expect(() => small.encode(7 as unknown as string)).toThrow("text must be a string, not 7.");
+  });
+
+  test.each([
+    ["one word", "a".repeat(1 << 20)],
+    ["white space", `${" ".repeat(1 << 20)}x`],
+    ["many control tokens", "<|im_end|>".repeat(1 << 16)],
+    ["sentences", "The quick brown fox jumps over 13 lazy dogs.\n".repeat(1 << 14)],
+  ])("a megabyte of %s comes back whole", (_name, text) => {
+    expect(qwen3.decode(qwen3.encode(text)) === text).toBe(true);
+  });
+});
+
+describe("decode", () => {
+  test("gives back any text in normal form", () => {
+    fc.assert(
+      fc.property(fc.string({ unit: "binary", maxLength: 50 }), fc.boolean(), (text, controlTokens) => {
+        expect(qwen3.decode(qwen3.encode(text, { controlTokens }))).toBe(text.normalize("NFC"));
+      }),
+      { seed: 1, numRuns: 500 },
+    );
+  });
+
+  test("streams the same text for any ids", () => {
+    fc.assert(
+      fc.property(fc.array(fc.nat(qwen3.vocabularySize - 1), { maxLength: 40 }), fc.boolean(), (ids, skip) => {
+        const options = { skipControlTokens: skip };
+        const stream = qwen3.stream(options);
+        const pieces = [...ids.map((id) => stream.push(id)), stream.end()];
+        expect(pieces.join("")).toBe(qwen3.decode(ids, options));
+        expect(pieces.join("")).toBe(
+          Buffer.concat(ids.filter((id) => !skip || !isControl(id)).map((id) => qwen3.tokenBytes(id))).toString("utf8"),
+        );
+        expect(pieces.every((piece) => piece.isWellFormed())).toBe(true);
+      }),
+      { seed: 2, numRuns: 500 },
+    );
+  });
+
+  test("streams the same text for any bytes", () => {
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 30 }), (bytes) => {
+        expect(streamed(small, [...bytes]).join("")).toBe(Buffer.from(bytes).toString("utf8"));
+      }),
+      { seed: 3, numRuns: 500 },
+    );
+  });
+
+  test("keeps back a character until it is whole", () => {
+    expect(streamed(small, [...Buffer.from("é🦊!")])).toEqual(["", "é", "", "", "", "🦊", "!", ""]);
+    expect(streamed(small, [0xf0, 0x9f, 258])).toEqual(["", "", "\ufffd<|end|>", ""]);
+    expect(streamed(small, [0xf0, 0x9f])).toEqual(["", "", "\ufffd"]);
+  });
+
+  test("a stream starts anew after its end", () => {
+    const stream = small.stream();
+    stream.push(0xf0);
+    stream.end();
+    expect(stream.push(0x61)).toBe("a");
+  });
+
+  test("keeps a byte order mark", () => expect(small.decode([0xef, 0xbb, 0xbf, 0x61])).toBe("\ufeffa"));
+
+  test("leaves out control tokens when asked, and no others", () => {
+    expect(small.decode([258, 262, 97, 261])).toBe("<|end|><think>a[PAD]");
+    expect(small.decode([258, 262, 97, 261], { skipControlTokens: true })).toBe("<think>a[PAD]");
+  });
+
+  test("takes a typed array", () => expect(small.decode(Int32Array.of(257, 33))).toBe("hey!"));
+
+  test.each([264, -1, 0.5, Number.NaN])("the id %d is an error", (id) => {
+    const message = `${JSON.stringify(id)} is not a token id; the vocabulary has the ids 0 to 263.`;
+    expect(() => small.decode([97, id])).toThrow(new TokenizerError("bad-token-id", message));
+    expect(() => small.stream({ skipControlTokens: true }).push(id)).toThrow(message);
+  });
+});
+
+function isControl(id: number): boolean {
+  return id >= 151_643 && id <= 151_656;
+}
