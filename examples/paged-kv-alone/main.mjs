@@ -15,11 +15,8 @@ function append(sequence, token) {
   return true;
 }
 
-function show(name, sequence) {
-  const { blockTable, length, capacity } = sequence;
-  console.log(
-    `${name}: blocks [${blockTable}], ${length} of ${capacity} tokens; cache ${100 * kv.utilization}% in use`,
-  );
+function show(name, { blockTable, length, capacity }) {
+  console.log(`${name}: blocks [${blockTable}], ${length} of ${capacity} tokens; ${100 * kv.utilization}% in use`);
 }
 
 const [a, b] = [kv.create(), kv.create()];
