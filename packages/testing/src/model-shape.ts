@@ -68,8 +68,9 @@ export function tensorShapes(shape: RandomModelShape): (MatrixShape | VectorShap
   };
   // Normed hidden states have unit size, so logits have a deviation of about 2: a peaked softmax, but not a one-hot one.
   const lmHead = 2 / Math.sqrt(hidden);
-  // Every layer adds twice to the residual stream; together the additions weigh about as much as one of unit size.
-  const residual = (inputs: number) => 1 / Math.sqrt(2 * layers * inputs);
+  // Attention averages and SwiGLU shrinks, so all additions to the residual stream together come to about unit size: more
+  // than a tied embedding, which would otherwise answer every token with itself.
+  const residual = (inputs: number) => Math.sqrt(2 / (layers * inputs));
   const tensors: (MatrixShape | VectorShape)[] = [
     matrix("token_embd.weight", hidden, vocabulary, shape.tied ? lmHead : 1),
     { name: "output_norm.weight", length: hidden },

@@ -12,6 +12,7 @@ import { randomMatrix, randomVector } from "./random-weights.js";
  */
 export async function writeRandomModel(path: string, shape: RandomModelShape, seed: number): Promise<void> {
   await writeGguf(path, {
+    alignment: 32,
     metadata: { ...modelMetadata(shape, seed), ...tokenizerMetadata(shape.vocabulary) },
     tensors: tensorShapes(shape).map((tensor, index) => {
       // A seed for each tensor, so that a tensor does not depend on the size of those before it.
@@ -37,7 +38,6 @@ function modelMetadata(shape: RandomModelShape, seed: number) {
   return {
     "general.architecture": "qwen3",
     "general.name": `random ${shape.layers}x${shape.hidden} seed ${seed}`,
-    "general.alignment": uint32(32),
     "qwen3.block_count": uint32(shape.layers),
     "qwen3.context_length": uint32(shape.contextLength),
     "qwen3.embedding_length": uint32(shape.hidden),
@@ -65,9 +65,9 @@ function tokenizerMetadata(vocabulary: number) {
   return {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "qwen2",
-    "tokenizer.ggml.tokens": { type: "string", value: tokenizer.tokens } as const,
-    "tokenizer.ggml.token_type": { type: "int32", value: tokenizer.tokenTypes } as const,
-    "tokenizer.ggml.merges": { type: "string", value: tokenizer.merges } as const,
+    "tokenizer.ggml.tokens": { type: "string[]", value: tokenizer.tokens } as const,
+    "tokenizer.ggml.token_type": { type: "int32[]", value: tokenizer.tokenTypes } as const,
+    "tokenizer.ggml.merges": { type: "string[]", value: tokenizer.merges } as const,
     "tokenizer.ggml.bos_token_id": uint32(tokenizer.bosId),
     "tokenizer.ggml.eos_token_id": uint32(tokenizer.eosId),
     "tokenizer.ggml.padding_token_id": uint32(tokenizer.padId),
