@@ -32,7 +32,7 @@ export async function setUp({
     await tools.install();
   }
   if (!sameTools) tools.forgetNativeBuilds();
-  say("building native code and packages (the first time this takes a few minutes)");
+  say("building native code and packages (the first time takes a few minutes)");
   await tools.build();
   // The target is from before the work: whatever was edited meanwhile is seen as a change by the next run.
   writeStamp(root, { ...target, ...present(root), toolchain: tools.toolchain });
