@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { ROOT, runInForeground } from "./process.mjs";
-import { SetUpError, setUp } from "./set-up.mjs";
+import { setUp } from "./set-up.mjs";
+import { SetUpError } from "./set-up-error.mjs";
 
 /** Sets the repository up and runs one of its built programs in the foreground; this process exits as it does. */
 export async function launch(program, args) {

@@ -18,10 +18,8 @@ export const REPOSITORY_CHECKS = [
     () => capture(join(ROOT, "node_modules/.bin/biome"), ["check", "--error-on-warnings", "--colors=off", "."]),
   ],
   ["format of C++ (clang-format)", checkCxxFormat],
-  [
-    "unused files, exports and dependencies (knip)",
-    () => capture(join(BIN, "knip"), ["--no-progress", "--no-config-hints"]),
-  ],
+  ["unused files, exports and dependencies (knip)", () => knip()],
+  ["files and exports that only tests use (knip)", () => knip("--production", "--include=files,exports,types")],
   [
     "arrows between packages (dependency-cruiser)",
     () => capture(join(BIN, "depcruise"), ["--config", ".dependency-cruiser.cjs", ...PARENTS]),
@@ -32,6 +30,10 @@ export const REPOSITORY_CHECKS = [
   ],
   ["changesets and versions", checkChangesets],
 ];
+
+function knip(...options) {
+  return capture(join(BIN, "knip"), ["--no-progress", "--no-config-hints", ...options]);
+}
 
 async function checkCxxFormat() {
   const isCxx = (name) => MADE.has(name) || (name.includes(".") && !/\.(cpp|hpp|h|cc|cu|cuh)$/.test(name));

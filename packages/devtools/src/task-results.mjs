@@ -39,7 +39,7 @@ export async function runTasks(turbo) {
 export function expectedTasks(manifest) {
   return TASKS.filter((task) => {
     if (manifest.scripts?.[task]) return true;
-    return task === "test" || (task === "check:package" && !manifest.private);
+    return task === "test" || (!manifest.private && task !== "test:native");
   });
 }
 

@@ -1,10 +1,11 @@
 import { total } from "./counts.mjs";
-import { SetUpError, setUp } from "./set-up.mjs";
+import { setUp } from "./set-up.mjs";
+import { SetUpError } from "./set-up-error.mjs";
 
 async function main() {
   const results = [];
   try {
-    const turbo = await setUp({ fresh: true });
+    const { turbo } = await setUp({ fresh: true });
     // Only now: what these import is installed by the set-up.
     const { runTasks } = await import("./task-results.mjs");
     const { REPOSITORY_CHECKS } = await import("./repository-checks.mjs");

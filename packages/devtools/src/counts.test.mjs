@@ -1,0 +1,44 @@
+import { expect, it } from "vitest";
+import { countVitest, parseCtest, total } from "./counts.mjs";
+
+const file = (status, ...tests) => ({ status, assertionResults: tests.map((test) => ({ status: test })) });
+
+it("counts a vitest report, with files that broke outside their tests as failures", () => {
+  const report = {
+    numPassedTests: 3,
+    numFailedTests: 1,
+    numPendingTests: 2,
+    numTodoTests: 1,
+    testResults: [
+      file("passed", "passed", "skipped", "skipped"),
+      file("failed", "passed", "failed", "todo"),
+      file("failed"),
+      file("failed", "passed"),
+    ],
+  };
+  expect(countVitest(report)).toEqual({ passed: 3, failed: 3, skipped: 3 });
+});
+
+it("reads the counts of ctest", () => {
+  expect(parseCtest("100% tests passed, 0 tests failed out of 12\n")).toEqual({ passed: 12, failed: 0, skipped: 0 });
+  const mixed = [
+    "1/3 Test #1: linear ...........   Passed    0.01 sec",
+    "2/3 Test #2: cuda .............***Skipped   0.00 sec",
+    "3/3 Test #3: rope .............***Failed    0.02 sec",
+    "",
+    "67% tests passed, 1 tests failed out of 3",
+  ];
+  expect(parseCtest(mixed.join("\n"))).toEqual({ passed: 1, failed: 1, skipped: 1 });
+});
+
+it("finds no counts where ctest ran no test", () => {
+  expect(parseCtest("linear.cpp:3:1: error: expected ';'")).toBe(undefined);
+});
+
+it("adds results up", () => {
+  const results = [
+    { passed: 2, failed: 0 },
+    { passed: 1, failed: 3, skipped: 4 },
+  ];
+  expect(total(results)).toEqual({ passed: 3, failed: 3, skipped: 4 });
+});
