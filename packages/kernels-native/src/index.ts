@@ -1,1 +1,13 @@
-export {};
+export { Buffer, QkvBuffer } from "./buffer.js";
+export { cpuTiers, Device, type DeviceOptions } from "./device.js";
+export { Encoder, type PlanLimits } from "./encoder.js";
+export { KernelError, type KernelErrorCode } from "./error.js";
+export { KvCache, KvLayer, type KvShape, type KvType } from "./kv-cache.js";
+export { MappedFile } from "./mapped-file.js";
+export { Matrix } from "./matrix.js";
+export { Plan } from "./plan.js";
+export type { RopeOptions } from "./rope.js";
+export type { SampleResult, SampleSpec, Step, StepResult, StepSequence, TokenLogprob } from "./step.js";
+export type { TensorSource } from "./tensor-source.js";
+export { Vector } from "./vector.js";
+export type { WeightType } from "./weight-type.js";

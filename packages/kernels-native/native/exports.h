@@ -1,0 +1,30 @@
+#pragma once
+#include <napi.h>
+
+// The functions that JavaScript sees; their types are in src/addon.ts. Arguments were checked there.
+namespace niwaki::node {
+
+// device.cpp
+Napi::Value tiers(const Napi::CallbackInfo& info);        // () => string[]
+Napi::Value open_device(const Napi::CallbackInfo& info);  // (threads, tier) => { handle, threads, tier }
+Napi::Value cancel_job(const Napi::CallbackInfo& info);   // (job) => void
+Napi::Value dispose(const Napi::CallbackInfo& info);      // (handle) => void
+
+// mapped_file.cpp
+Napi::Value open_file(const Napi::CallbackInfo& info);  // (path) => { handle, byteLength }
+
+// matrix.cpp
+Napi::Value load_matrix(const Napi::CallbackInfo& info);  // (device, columns, sources, callback) => job
+Napi::Value load_vector(const Napi::CallbackInfo& info);  // (source, columns) => handle
+
+// kv_cache.cpp
+Napi::Value create_kv_cache(const Napi::CallbackInfo& info);  // (shape) => { handle, byteLength }
+
+// plan.cpp
+Napi::Value compile_plan(const Napi::CallbackInfo& info);  // (device, spec) => { handle, byteLength }
+
+// step.cpp
+Napi::Value run_plan(const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, logits,
+                                                       //  callback) => job
+
+}  // namespace niwaki::node

@@ -1,0 +1,115 @@
+import { addon, type Handle } from "./addon.js";
+import type { Buffer } from "./buffer.js";
+import { checkInteger, checkObject, checkString, invalid } from "./check.js";
+import { Encoder, type PlanLimits } from "./encoder.js";
+import { callNative } from "./error.js";
+import { Jobs } from "./jobs.js";
+import { KvCache, type KvShape } from "./kv-cache.js";
+import { Matrix } from "./matrix.js";
+import { Owner } from "./owner.js";
+import { Plan } from "./plan.js";
+import { checkSource, type TensorSource } from "./tensor-source.js";
+import { Vector } from "./vector.js";
+
+/** The sets of kernels (tiers) that this machine can run, best first: `["avx2", "portable"]`. Their results are equal. */
+export function cpuTiers(): string[] {
+  return callNative(() => addon().tiers());
+}
+
+export interface DeviceOptions {
+  /** Threads that compute; one per core that this process may use, unless given. */
+  threads?: number;
+  /** One of `cpuTiers()`; the best, or the one that the environment variable NIWAKI_TIER names, unless given. */
+  tier?: string;
+}
+
+/**
+ * A processor with threads of its own. What is started on it runs in order, off the event loop; a process with nothing
+ * left to do but an idle device ends.
+ */
+export class Device implements AsyncDisposable {
+  readonly threads: number;
+  readonly tier: string;
+  readonly #owner: Owner<Handle<"Device">>;
+  readonly #jobs = new Jobs();
+  #disposal: Promise<void> | undefined;
+
+  private constructor(native: { handle: Handle<"Device">; threads: number; tier: string }) {
+    this.#owner = new Owner("Device", native.handle);
+    this.threads = native.threads;
+    this.tier = native.tier;
+  }
+
+  /** Throws `unsupported` for a tier that this machine does not have. */
+  static open(options: DeviceOptions = {}): Device {
+    const { threads, tier } = checkObject("options", options);
+    if (threads !== undefined) checkInteger("options.threads", threads, 1, 1024);
+    if (tier !== undefined) checkString("options.tier", tier);
+    return new Device(callNative(() => addon().openDevice(threads ?? 0, tier ?? "")));
+  }
+
+  /**
+   * Packs one tensor, or several of the same columns stacked by rows, into a matrix, off the event loop. Ranges of mapped
+   * files are released from memory afterwards; bytes are copied at the call. Rejects with `invalid-argument`,
+   * `non-finite` (a weight is NaN or infinite: the message names the tensor), `io` (the file has shrunk).
+   */
+  async loadMatrix(sources: TensorSource | TensorSource[]): Promise<Matrix> {
+    const device = this.#owner.handle;
+    const list = Array.isArray(sources) ? sources : [sources];
+    if (list.length === 0) throw invalid("sources", list, "it must have a tensor in it");
+    const checked = list.map((source, i) => checkSource(Array.isArray(sources) ? `sources[${i}]` : "sources", source));
+    const { columns, name } = list[0]!;
+    list.forEach((source, i) => {
+      if (source.columns !== columns) {
+        throw invalid(`sources[${i}].columns`, source.columns, `the columns of ${name}, first in the stack, are ${columns}`);
+      }
+    });
+    const rows = list.reduce((sum, source) => sum + source.rows, 0);
+    checkInteger("the rows of all sources", rows, 1);
+    const native = await this.#jobs.start<{ handle: Handle<"Matrix">; byteLength: number }>((callback) =>
+      addon().loadMatrix(device, columns, checked, callback),
+    );
+    return new Matrix(rows, columns, native);
+  }
+
+  /** Reads the weights of a norm: one row of type F32. Throws `invalid-argument`, `non-finite`, `io`. */
+  loadVector(source: TensorSource): Vector {
+    void this.#owner.handle;
+    const checked = checkSource("source", source);
+    if (source.type !== "F32") throw invalid("source.type", source.type, "a vector is of type F32");
+    if (source.rows !== 1) throw invalid("source.rows", source.rows, "a vector has one row");
+    return new Vector(source.columns, callNative(() => addon().loadVector(checked, source.columns)));
+  }
+
+  /** Reserves the pages of every layer. Throws `invalid-argument`, `out-of-memory`. */
+  createKvCache(shape: KvShape): KvCache {
+    void this.#owner.handle;
+    return new KvCache(shape);
+  }
+
+  /**
+   * Compiles what `build` writes down into a plan. `build` returns the buffer of the logits: per output row, as wide as the
+   * vocabulary. Throws `invalid-argument`, `out-of-memory`.
+   */
+  encode(limits: PlanLimits, build: (encoder: Encoder) => Buffer): Plan {
+    const device = this.#owner.handle;
+    const encoder = new Encoder(checkObject("limits", limits));
+    const spec = encoder.finish(build(encoder));
+    const native = callNative(() => addon().compilePlan(device, spec));
+    return new Plan(spec, this.#owner, this.#jobs, native);
+  }
+
+  /**
+   * Cancels what is running or waiting, waits until it has ended, and ends the threads. Its plans cannot run any more;
+   * matrices and caches live on until they are disposed.
+   */
+  dispose(): Promise<void> {
+    this.#owner.dispose(); // jobs in flight have their own share of it
+    this.#disposal ??= this.#jobs.cancelAll();
+    return this.#disposal;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+}
