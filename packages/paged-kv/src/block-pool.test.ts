@@ -88,7 +88,7 @@ describe("BlockPool", () => {
     expect(pool.freeBlocks).toBe(4);
   });
 
-  it("agrees with a plain list over 100,000 random operations", () => {
+  it("agrees with a plain list over 100,000 random operations", { timeout: 60_000 }, () => {
     const blockCount = 13;
     const operation = fc.tuple(fc.constantFrom("allocate", "free", "refused"), fc.nat(15), fc.nat(1000));
     let operations = 0;
@@ -124,7 +124,7 @@ describe("BlockPool", () => {
         expect(pool.freeBlocks).toBe(blockCount);
         pool.checkIntegrity();
       }),
-      { seed: 1, numRuns: 100 },
+      { seed: 1, numRuns: 100, interruptAfterTimeLimit: 20_000 },
     );
     expect(operations).toBeGreaterThan(80_000);
   });

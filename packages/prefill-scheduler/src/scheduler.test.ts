@@ -147,13 +147,13 @@ describe("many requests", () => {
   });
 
   it("counts the last token of a prompt as prompt, not as a decode row", () => {
-    const { add, step } = make({ maxTokensPerStep: 4, maxSequencesPerStep: 2, chunkSize: 4 });
+    const { add, step } = make({ chunkSize: 4 });
     add("a", 5);
+    add("b", 1);
     step();
-    add("b", 9);
     expect(rows(step())).toEqual([
+      ["b", 1, 2],
       ["a", 4, 5],
-      ["b", 0, 3],
     ]);
   });
 
@@ -241,6 +241,27 @@ describe("preemption", () => {
     ]);
     const plan = step();
     expect([rows(plan), names(plan.preempted), plan.tokens, blocks.free]).toEqual([[["a", 8, 12]], ["b"], 4, 0]);
+  });
+
+  it("counts the rows that are left after a decode row was taken back", () => {
+    const { scheduler, add, step, blocks } = make({ maxTokensPerStep: 8, chunkSize: 4 }, new Blocks(13, 1));
+    add("a", 1);
+    const [b, c] = [add("b", 2), add("c", 1)];
+    add("d", 4);
+    expect(step().tokens).toBe(8);
+    scheduler.append(b, 20);
+    scheduler.append(c, 20);
+    const plan = step();
+    expect([rows(plan), names(plan.preempted), plan.tokens, blocks.free]).toEqual([
+      [
+        ["a", 1, 2],
+        ["b", 2, 6],
+        ["c", 1, 4],
+      ],
+      ["d"],
+      8,
+      1,
+    ]);
   });
 
   it("resumes the earliest first, with all tokens it had", () => {
