@@ -7,8 +7,10 @@ interface JinjaInterpreter {
 }
 const JinjaInterpreter = Interpreter as unknown as new (environment: unknown) => JinjaInterpreter;
 
-// Far beyond what a chat of a few hundred thousand tokens needs, and a few seconds at most.
-const maxSteps = 20_000_000;
+// Room for a chat of tens of thousands of messages, and a few seconds at most. An item of a loop costs as much as twenty
+// expressions, even when the loop does nothing.
+const maxSteps = 5_000_000;
+const stepsPerItem = 20;
 const maxListLength = 1_000_000;
 const maxStringLength = 1 << 26;
 
@@ -22,7 +24,7 @@ export class BoundedInterpreter extends JinjaInterpreter {
 
   /**
    * @param variables what the template sees beside Jinja's own names
-   * @param iterables the nodes whose values the program's `for` statements walk; each of their items counts as a step
+   * @param iterables the nodes whose values the program's `for` statements walk
    */
   constructor(variables: Readonly<Record<string, unknown>>, iterables: ReadonlySet<unknown>) {
     const environment = new Environment();
@@ -39,7 +41,7 @@ export class BoundedInterpreter extends JinjaInterpreter {
       if (value.length > maxStringLength) throw new Error(`a string of more than ${maxStringLength} characters`);
     } else if (Array.isArray(value)) {
       if (value.length > maxListLength) throw new Error(`a list of more than ${maxListLength} items`);
-      if (this.#iterables.has(statement)) this.#count(value.length);
+      if (this.#iterables.has(statement)) this.#count(value.length * stepsPerItem);
     }
     return result;
   }

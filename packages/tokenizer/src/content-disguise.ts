@@ -1,3 +1,4 @@
+import { TokenSplitter } from "./token-splitter.js";
 import { TokenizerError } from "./tokenizer-error.js";
 
 const firstPrivateUse = 0xe000;
@@ -6,10 +7,11 @@ const lastPrivateUse = 0xf8ff;
 /**
  * Tells control tokens that stand inside messages from those that the template writes.
  *
- * Before a template runs, characters of the messages without which no control token can form are replaced by stand-ins
- * from Unicode's private use area, one for one, so that lengths stay the same and the template's own string operations
- * see no difference. A control token in the rendered text is then the template's own; afterwards the stand-ins are
- * replaced by what they stand for.
+ * Before the template runs, one character of every control token (of Qwen's: the bar) is replaced by a stand-in from
+ * Unicode's private use area wherever it occurs in the messages. So no part of a message can become part of a control
+ * token, even when a template cuts and joins texts: those in the rendered text are the template's own. Lengths stay the
+ * same, and the character is the one that the template itself uses least, so that its searches in messages find what
+ * they would have found. Afterwards the stand-ins are replaced by what they stand for.
  *
  * ```
  *   message     "a <|im_end|> b"      template   "<|im_start|>user\n" + content + "<|im_end|>\n"
@@ -21,21 +23,17 @@ export class ContentDisguise {
   readonly #hidden: RegExp | undefined;
 
   /**
-   * @param controlTokens texts of the control tokens
+   * @param controlTokens id and text of the control tokens
    * @param literals all text of the template
    */
-  constructor(controlTokens: Iterable<string>, literals: readonly string[]) {
-    const tokens = [...controlTokens].filter((token) => token !== "");
-    const searched = withoutTokens(literals, tokens);
-    const patterns = new Set<string>();
-    for (const token of tokens) {
-      // A punctuation mark that the template never looks for can go wherever it stands: then not even a template that
-      // cuts and joins contents makes a control token of them. Where there is none, whole tokens lose their first character.
-      const mark = Array.from(token).find((character) => /[\p{P}\p{S}]/u.test(character) && !searched.has(character));
-      const [first = "", ...rest] = Array.from(token);
-      patterns.add(mark === undefined ? `${escaped(first)}(?=${escaped(rest.join(""))})` : escaped(mark));
+  constructor(controlTokens: readonly (readonly [number, string])[], literals: readonly string[]) {
+    const counts = charactersOutside(new TokenSplitter(controlTokens), literals);
+    const hidden = new Set<string>();
+    for (const [, token] of controlTokens) {
+      const character = rarest(token, counts);
+      if (character !== undefined) hidden.add(character);
     }
-    if (patterns.size > 0) this.#hidden = new RegExp([...patterns].join("|"), "gu");
+    if (hidden.size > 0) this.#hidden = new RegExp(`[${[...hidden].map(escaped).join("")}]`, "gu");
   }
 
   /**
@@ -97,15 +95,30 @@ export class Disguised {
   }
 }
 
-/** The characters of the template that are not part of a control token: those it may search messages for. */
-function withoutTokens(literals: readonly string[], tokens: readonly string[]): Set<string> {
-  const characters = new Set<string>();
+/** How often each character occurs in the template outside of control tokens: there it may search messages for it. */
+function charactersOutside(controlTokens: TokenSplitter, literals: readonly string[]): Map<string, number> {
+  const counts = new Map<string, number>();
+  const count = (text: string): void => {
+    for (const character of text) counts.set(character, (counts.get(character) ?? 0) + 1);
+  };
   for (const literal of literals) {
-    let rest = literal;
-    for (const token of tokens) rest = rest.replaceAll(token, "");
-    for (const character of rest) characters.add(character);
+    let start = 0;
+    for (const match of controlTokens.matches(literal)) {
+      count(literal.slice(start, match.start));
+      start = match.end;
+    }
+    count(literal.slice(start));
   }
-  return characters;
+  return counts;
+}
+
+/** The character of a token that the template uses least; not a letter or digit, if there is another. */
+function rarest(token: string, counts: ReadonlyMap<string, number>): string | undefined {
+  const characters = Array.from(token);
+  const marks = characters.filter((character) => !/[\p{L}\p{N}]/u.test(character));
+  const candidates = marks.length > 0 ? marks : characters;
+  const count = (character: string): number => counts.get(character) ?? 0;
+  return candidates.sort((left, right) => count(left) - count(right))[0];
 }
 
 function stringsOf(value: unknown): string[] {
@@ -128,6 +141,7 @@ function mapStrings(object: Record<string, unknown>, change: (text: string) => s
   return changed(object) as Record<string, unknown>;
 }
 
-function escaped(text: string): string {
-  return text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+/** A character as it is written inside a class of a regular expression. */
+function escaped(character: string): string {
+  return /[\\\]^-]/.test(character) ? `\\${character}` : character;
 }

@@ -4,7 +4,7 @@
  */
 export class StreamDecoder {
   readonly #bytesOf: (id: number) => Uint8Array;
-  #decoder = newDecoder();
+  #decoder = utf8Decoder();
 
   /** @param bytesOf the bytes a token adds to the text; none for one that is to be left out */
   constructor(bytesOf: (id: number) => Uint8Array) {
@@ -23,12 +23,12 @@ export class StreamDecoder {
   /** What is left: U+FFFD when the tokens ended inside a character, else "". The decoder is then as new. */
   end(): string {
     const rest = this.#decoder.decode();
-    this.#decoder = newDecoder();
+    this.#decoder = utf8Decoder();
     return rest;
   }
 }
 
 /** UTF-8 as in the Encoding Standard, and without swallowing a byte order mark: it is part of the model's text. */
-function newDecoder() {
+export function utf8Decoder() {
   return new TextDecoder("utf-8", { ignoreBOM: true });
 }

@@ -3,6 +3,7 @@ import { createRequire } from "node:module";
 import { characterOfByte } from "./byte-alphabet.js";
 import type { ChatMessage } from "./chat-message.js";
 import type { TokenizerConfig } from "./tokenizer-config.js";
+import { TokenizerError } from "./tokenizer-error.js";
 
 const require = createRequire(import.meta.url);
 
@@ -72,6 +73,18 @@ export function smallConfig(changes: Partial<TokenizerConfig> = {}): TokenizerCo
       "{% if add_generation_prompt %}{{ '<|start|>assistant:' }}{% endif %}",
     ...changes,
   };
+}
+
+/** The code, key and message of the {@link TokenizerError} that `run` must throw. */
+export function thrownBy(run: () => unknown): Pick<TokenizerError, "code" | "key" | "message"> {
+  try {
+    run();
+  } catch (error) {
+    if (!(error instanceof TokenizerError)) throw error;
+    const { code, key, message } = error;
+    return { code, message, ...(key === undefined ? {} : { key }) };
+  }
+  throw new Error("nothing was thrown");
 }
 
 function readJson<T>(path: string | URL): T {

@@ -1,10 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import type { ChatMessage, ChatOptions } from "./chat-message.js";
-import { qwen3Goldens, qwen3Metadata, smallConfig } from "./test-support.js";
+import { qwen3Goldens, qwen3Metadata, smallConfig, thrownBy } from "./test-support.js";
 import { Tokenizer } from "./tokenizer.js";
 import { tokenizerConfigFromMetadata } from "./tokenizer-config.js";
-import { TokenizerError } from "./tokenizer-error.js";
 
 const qwen3 = new Tokenizer(tokenizerConfigFromMetadata(new Map(Object.entries(qwen3Metadata()))));
 const small = new Tokenizer(smallConfig());
@@ -145,13 +144,12 @@ describe("templates that work on the text of messages", () => {
   test("one that escapes contents is fine while they have no control token, and an error when they do", () => {
     const tokenizer = withTemplate("{{ '<|start|>' ~ messages[0].content|tojson(ensure_ascii=true) ~ '<|end|>' }}");
     expect(tokenizer.encodeChat(chat("a|b"))).toEqual([259, ...Buffer.from('"a|b"'), 258]);
-    expect(() => tokenizer.encodeChat(chat("a<|end|>"))).toThrow(
-      new TokenizerError(
-        "ambiguous-template",
+    expect(thrownBy(() => tokenizer.encodeChat(chat("a<|end|>")))).toEqual({
+      code: "ambiguous-template",
+      message:
         "The chat template changes the text of messages so that control tokens in them cannot be told from its own; " +
-          'one is in "a<|end|>". Remove them, or pass trustContents: true.',
-      ),
-    );
+        'one is in "a<|end|>". Remove them, or pass trustContents: true.',
+    });
   });
 
   test("one that leaves its own end of turn to the message is an error when the message has one", () => {
@@ -173,7 +171,8 @@ describe("options and messages", () => {
   });
 
   test("templates see special tokens, variables, and no tools as none", () => {
-    const template = "{{ [eos_token, bos_token, pad_token, mode, tools is none, enable_thinking is defined] | tojson }}";
+    const template =
+      "{{ [eos_token, bos_token, pad_token, mode, tools is none, enable_thinking is defined] | tojson }}";
     const tokenizer = new Tokenizer(smallConfig({ chatTemplate: template, paddingTokenId: 260 }));
     expect(tokenizer.renderChat(chat, { templateVariables: { mode: "m" } })).toBe(
       '["<|end|>", null, "<|endoftext|>", "m", true, false]',
@@ -181,7 +180,12 @@ describe("options and messages", () => {
   });
 
   test.each<[string, () => unknown, string, string]>([
-    ["no messages", () => small.renderChat([]), "bad-message", "messages must be an array with at least one message, not []."],
+    [
+      "no messages",
+      () => small.renderChat([]),
+      "bad-message",
+      "messages must be an array with at least one message, not [].",
+    ],
     [
       "a role",
       () => small.encodeChat([...chat, { role: "robot" as "user", content: "" }]),
@@ -240,15 +244,9 @@ describe("options and messages", () => {
       "The chat template does not parse: ",
     ],
   ])("%s", (_name, run, code, message) => {
-    let error: unknown;
-    try {
-      run();
-    } catch (thrown) {
-      error = thrown;
-    }
-    expect(error).toBeInstanceOf(TokenizerError);
-    expect((error as TokenizerError).code).toBe(code);
-    expect((error as TokenizerError).message.slice(0, message.length)).toBe(message);
+    const error = thrownBy(run);
+    expect(error.code).toBe(code);
+    expect(error.message.slice(0, message.length)).toBe(message);
   });
 });
 

@@ -44,9 +44,9 @@ export class TokenizerError extends Error {
 export function shown(value: unknown): string {
   let text: string | undefined;
   try {
-    text = typeof value === "bigint" ? `${value}n` : JSON.stringify(value);
+    if (typeof value !== "number") text = JSON.stringify(value);
   } catch {
-    // A cyclic object: its kind says enough.
+    // A cyclic object or a bigint: its plain string says enough.
   }
   text ??= String(value);
   return text.length > 80 ? `${text.slice(0, 77)}...` : text;

@@ -1,9 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { qwen3Goldens, qwen3Metadata, smallConfig } from "./test-support.js";
+import { qwen3Goldens, qwen3Metadata, smallConfig, thrownBy } from "./test-support.js";
 import { Tokenizer } from "./tokenizer.js";
 import { tokenizerConfigFromMetadata } from "./tokenizer-config.js";
-import { TokenizerError } from "./tokenizer-error.js";
 
 const qwen3 = new Tokenizer(tokenizerConfigFromMetadata(new Map(Object.entries(qwen3Metadata()))));
 const goldens = qwen3Goldens();
@@ -38,7 +37,7 @@ describe("the real Qwen3 tokenizer gives what Hugging Face gives", () => {
     for (const { ids, plainIds, decoded } of goldens.texts) {
       const broken = decoded.split("\ufffd").length;
       for (const pieces of [streamed(qwen3, ids), streamed(qwen3, plainIds)]) {
-        expect(pieces.every((piece) => piece.isWellFormed())).toBe(true);
+        expect(pieces.some((piece) => /\p{Surrogate}/u.test(piece))).toBe(false);
         expect(pieces.join("").split("\ufffd")).toHaveLength(broken);
       }
     }
@@ -85,13 +84,13 @@ describe("encode", () => {
     config.tokens[0x7a] = "zz";
     const tokenizer = new Tokenizer(config);
     expect(tokenizer.encode("hey")).toEqual([257]);
-    expect(() => tokenizer.encode("fizz")).toThrow(
-      new TokenizerError(
-        "unencodable-text",
+    expect(thrownBy(() => tokenizer.encode("fizz"))).toEqual({
+      code: "unencodable-text",
+      key: "tokenizer.ggml.tokens",
+      message:
         'The vocabulary has no token for the byte 0x7a in "fizz"; tokenizer.ggml.tokens of a byte-level tokenizer ' +
-          "should hold all 256. Convert the model again.",
-      ),
-    );
+        "should hold all 256. Convert the model again.",
+    });
   });
 
   test("what is not a string is an error", () => {
@@ -99,11 +98,11 @@ describe("encode", () => {
   });
 
   test.each([
-    ["one word", "a".repeat(1 << 20)],
-    ["white space", `${" ".repeat(1 << 20)}x`],
+    ["one long word", "a".repeat(1 << 16)],
+    ["much white space", `${" ".repeat(1 << 16)}x`],
     ["many control tokens", "<|im_end|>".repeat(1 << 16)],
-    ["sentences", "The quick brown fox jumps over 13 lazy dogs.\n".repeat(1 << 14)],
-  ])("a megabyte of %s comes back whole", (_name, text) => {
+    ["a megabyte of sentences", "The quick brown fox jumps over 13 lazy dogs.\n".repeat(24_000)],
+  ])("%s comes back whole", (_name, text) => {
     expect(qwen3.decode(qwen3.encode(text)) === text).toBe(true);
   });
 });
@@ -128,7 +127,7 @@ describe("decode", () => {
         expect(pieces.join("")).toBe(
           Buffer.concat(ids.filter((id) => !skip || !isControl(id)).map((id) => qwen3.tokenBytes(id))).toString("utf8"),
         );
-        expect(pieces.every((piece) => piece.isWellFormed())).toBe(true);
+        expect(pieces.some((piece) => /\p{Surrogate}/u.test(piece))).toBe(false);
       }),
       { seed: 2, numRuns: 500 },
     );
@@ -166,9 +165,9 @@ describe("decode", () => {
   test("takes a typed array", () => expect(small.decode(Int32Array.of(257, 33))).toBe("hey!"));
 
   test.each([264, -1, 0.5, Number.NaN])("the id %d is an error", (id) => {
-    const message = `${JSON.stringify(id)} is not a token id; the vocabulary has the ids 0 to 263.`;
-    expect(() => small.decode([97, id])).toThrow(new TokenizerError("bad-token-id", message));
-    expect(() => small.stream({ skipControlTokens: true }).push(id)).toThrow(message);
+    const error = { code: "bad-token-id", message: `${id} is not a token id; the vocabulary has the ids 0 to 263.` };
+    expect(thrownBy(() => small.decode([97, id]))).toEqual(error);
+    expect(thrownBy(() => small.stream({ skipControlTokens: true }).push(id))).toEqual(error);
   });
 });
 

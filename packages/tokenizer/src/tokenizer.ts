@@ -3,7 +3,7 @@ import { BytePairEncoder } from "./byte-pair-encoder.js";
 import { type ChatMessage, type ChatOptions, chatVariables } from "./chat-message.js";
 import { ChatTemplate } from "./chat-template.js";
 import { ContentDisguise } from "./content-disguise.js";
-import { StreamDecoder } from "./stream-decoder.js";
+import { StreamDecoder, utf8Decoder } from "./stream-decoder.js";
 import { type TokenMatch, TokenSplitter } from "./token-splitter.js";
 import { tokenType } from "./token-type.js";
 import { checkTokenizerConfig, metadataKeys, type TokenizerConfig } from "./tokenizer-config.js";
@@ -81,16 +81,19 @@ export class Tokenizer {
    * @throws {TokenizerError} `bad-token-id` for an id outside the vocabulary
    */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
-    const stream = this.stream(options);
-    const pieces: string[] = [];
-    for (let index = 0; index < ids.length; index++) pieces.push(stream.push(ids[index]!));
-    return pieces.join("") + stream.end();
+    const pieces = Array.from(ids, (id) => this.#visibleBytes(id, options));
+    const bytes = new Uint8Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
+    let offset = 0;
+    for (const piece of pieces) {
+      bytes.set(piece, offset);
+      offset += piece.length;
+    }
+    return utf8Decoder().decode(bytes);
   }
 
   /** A decoder for ids that come one by one; its pieces join to exactly what {@link decode} gives. */
   stream(options: DecodeOptions = {}): StreamDecoder {
-    const skip = options.skipControlTokens ?? false;
-    return new StreamDecoder((id) => (skip && this.#typeOf(id) === tokenType.control ? noBytes : this.tokenBytes(id)));
+    return new StreamDecoder((id) => this.#visibleBytes(id, options));
   }
 
   /**
@@ -145,6 +148,11 @@ export class Tokenizer {
     }
     this.#append(ids, disguised.reveal(hidden.slice(start)), false);
     return this.#withBos(ids);
+  }
+
+  #visibleBytes(id: number, options: DecodeOptions): Uint8Array {
+    const left = options.skipControlTokens === true && this.#typeOf(id) === tokenType.control;
+    return left ? noBytes : this.tokenBytes(id);
   }
 
   #append(ids: number[], text: string, controlTokens: boolean): void {
@@ -210,8 +218,8 @@ export class Tokenizer {
       throw new TokenizerError("missing-template", message, { key: metadataKeys.chatTemplate });
     }
     const template = new ChatTemplate(chatTemplate);
-    const control = this.#tokensOfType(tokenType.control).map(([, text]) => text);
-    this.#chat = { template, disguise: new ContentDisguise(control, template.literals) };
+    const disguise = new ContentDisguise(this.#tokensOfType(tokenType.control), template.literals);
+    this.#chat = { template, disguise };
     return this.#chat;
   }
 
