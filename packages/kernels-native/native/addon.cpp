@@ -1,30 +1,34 @@
 #include <napi.h>
 
+#include "errors.h"
 #include "exports.h"
 #include "jobs.h"
 
+namespace niwaki::node {
 namespace {
 
-using namespace niwaki::node;
+template <Napi::Value (*function)(const Napi::CallbackInfo&)>
+void add(Napi::Object exports, const char* name) {
+  exports.Set(name, Napi::Function::New<guarded<function>>(exports.Env(), name));
+}
 
 Napi::Object start(Napi::Env env, Napi::Object exports) {
   JobQueue::create(env);
-  const auto add = [&]<Napi::Value (*function)(const Napi::CallbackInfo&)>(const char* name) {
-    exports.Set(name, Napi::Function::New<guarded<function>>(env, name));
-  };
-  add.operator()<tiers>("tiers");
-  add.operator()<open_device>("openDevice");
-  add.operator()<open_file>("openFile");
-  add.operator()<load_matrix>("loadMatrix");
-  add.operator()<load_vector>("loadVector");
-  add.operator()<create_kv_cache>("createKvCache");
-  add.operator()<compile_plan>("compilePlan");
-  add.operator()<run_plan>("runPlan");
-  add.operator()<cancel_job>("cancelJob");
-  add.operator()<dispose>("dispose");
+  add<tiers>(exports, "tiers");
+  add<open_device>(exports, "openDevice");
+  add<open_file>(exports, "openFile");
+  add<load_matrix>(exports, "loadMatrix");
+  add<load_vector>(exports, "loadVector");
+  add<create_kv_cache>(exports, "createKvCache");
+  add<compile_plan>(exports, "compilePlan");
+  add<run_plan>(exports, "runPlan");
+  add<cancel_job>(exports, "cancelJob");
+  add<dispose>(exports, "dispose");
   return exports;
 }
 
 }  // namespace
 
 NODE_API_MODULE(niwaki, start)
+
+}  // namespace niwaki::node

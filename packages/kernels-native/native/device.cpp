@@ -15,8 +15,8 @@ Napi::Value tiers(const Napi::CallbackInfo& info) {
 
 Napi::Value open_device(const Napi::CallbackInfo& info) {
   const auto env = info.Env();
-  auto device = Device::open({.threads = info[0].As<Napi::Number>().Int32Value(),
-                              .tier = info[1].As<Napi::String>().Utf8Value()});
+  auto device = Device::open(
+      {.threads = info[0].As<Napi::Number>().Int32Value(), .tier = info[1].As<Napi::String>().Utf8Value()});
   auto result = Napi::Object::New(env);
   result.Set("threads", device->threads());
   result.Set("tier", device->tier());

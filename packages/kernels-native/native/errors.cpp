@@ -45,6 +45,8 @@ Napi::Error to_error(Napi::Env env, std::exception_ptr exception) {
   }
 }
 
-Napi::Error disposed(Napi::Env env) { return make_error(env, "disposed", "the object has been disposed"); }
+Napi::Error disposed(Napi::Env env) {
+  return make_error(env, "disposed", "the object has been disposed");
+}
 
 }  // namespace niwaki::node

@@ -24,7 +24,8 @@ Napi::Value create_kv_cache(const Napi::CallbackInfo& info);  // (shape) => { ha
 Napi::Value compile_plan(const Napi::CallbackInfo& info);  // (device, spec) => { handle, byteLength }
 
 // step.cpp
-Napi::Value run_plan(const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, logits,
-                                                       //  callback) => job
+Napi::Value run_plan(
+    const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, logits,
+                                      //  callback) => job
 
 }  // namespace niwaki::node

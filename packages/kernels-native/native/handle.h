@@ -7,7 +7,8 @@
 
 namespace niwaki::node {
 
-/// What JavaScript holds of a native object: a share of it, until disposed or collected, whichever comes first.
+/// What JavaScript holds of a native object: a share of it, until disposed or collected, whichever comes
+/// first.
 class AnyHandle {
  public:
   virtual ~AnyHandle() = default;

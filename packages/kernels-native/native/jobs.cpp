@@ -16,7 +16,8 @@ void JobQueue::create(Napi::Env env) {
   queue->signal_ = Signal::New(env, "niwaki.jobs", 0, 1, queue.get());
   queue->signal_.Unref(env);
   env.SetInstanceData(new EnvironmentData{queue});
-  // Hooks run last in, first out: this one before that of the thread-safe function, and before references die.
+  // Hooks run last in, first out: this one before that of the thread-safe function, and before references
+  // die.
   env.AddCleanupHook([](JobQueue* closing) { closing->close(); }, queue.get());
 }
 

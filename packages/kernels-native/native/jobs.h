@@ -12,8 +12,8 @@
 
 namespace niwaki::node {
 
-/// A job whose callback `(error, result)` is owed to JavaScript. Lives on the JavaScript thread; only `error` and the
-/// result of a subclass are written by the device's thread, before it calls JobQueue::complete.
+/// A job whose callback `(error, result)` is owed to JavaScript. Lives on the JavaScript thread; only `error`
+/// and the result of a subclass are written by the device's thread, before it calls JobQueue::complete.
 class PendingJob {
  public:
   virtual ~PendingJob() = default;
@@ -26,8 +26,9 @@ class PendingJob {
   std::exception_ptr error;
 };
 
-/// The jobs of one JavaScript environment (the main thread or a worker). Jobs end on threads of a device; their callbacks
-/// are called on the environment's thread. While there are jobs the environment's event loop stays alive.
+/// The jobs of one JavaScript environment (the main thread or a worker). Jobs end on threads of a device;
+/// their callbacks are called on the environment's thread. While there are jobs the environment's event loop
+/// stays alive.
 class JobQueue {
  public:
   /// Creates the environment's queue; it closes with the environment.

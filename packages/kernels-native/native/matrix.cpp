@@ -13,7 +13,8 @@
 namespace niwaki::node {
 namespace {
 
-/// Keeps what the sources of a matrix point into, and gives the pages of mapped files back when they have been read.
+/// Keeps what the sources of a matrix point into, and gives the pages of mapped files back when they have
+/// been read.
 class SourceMemory {
  public:
   /// The bytes of `source`, which is { name, type, rows, data } with data a Uint8Array or { file, offset }.
@@ -98,13 +99,14 @@ Napi::Value load_matrix(const Napi::CallbackInfo& info) {
   pending->device = unwrap<Device>(info[0]);
   pending->callback = Napi::Persistent(info[3].As<Napi::Function>());
   return start_job(env, std::move(pending), [&](PendingMatrix* job, const std::shared_ptr<JobQueue>& queue) {
-    return job->device->load(std::move(sources), columns, memory,
-                             [job, queue, memory](std::exception_ptr error, std::shared_ptr<const Matrix> matrix) {
-                               memory->release();
-                               job->error = error;
-                               job->matrix = std::move(matrix);
-                               queue->complete(job);
-                             });
+    return job->device->load(
+        std::move(sources), columns, memory,
+        [job, queue, memory](std::exception_ptr error, std::shared_ptr<const Matrix> matrix) {
+          memory->release();
+          job->error = error;
+          job->matrix = std::move(matrix);
+          queue->complete(job);
+        });
   });
 }
 

@@ -9,7 +9,8 @@
 
 // Steps cross the border as flat arrays, written and read by src/step-layout.ts:
 //   sequences, Int32Array, each    rowCount, contextLength, number of blocks, blocks...
-//   samples, Float64Array, each    output, temperature, topK, topP, minP, repetition, presence, frequency, seed (low 32
+//   samples, Float64Array, each    output, temperature, topK, topP, minP, repetition, presence, frequency,
+//   seed (low 32
 //                                  bits, high 32 bits), logprobs, number of history tokens, number of biases,
 //                                  history..., (token, bias)...
 //   result, Float64Array, each     token, logprob, number of top tokens, (token, logprob)...
@@ -122,14 +123,15 @@ Napi::Value run_plan(const Napi::CallbackInfo& info) {
   pending->want_logits = step.want_logits;
   pending->callback = Napi::Persistent(info[7].As<Napi::Function>());
   auto plan = unwrap<Plan>(info[1]);
-  return start_job(info.Env(), std::move(pending), [&](PendingStep* job, const std::shared_ptr<JobQueue>& queue) {
-    return job->device->run(std::move(plan), std::move(step),
-                            [job, queue](std::exception_ptr error, StepResult result) {
-                              job->error = error;
-                              job->step = std::move(result);
-                              queue->complete(job);
-                            });
-  });
+  return start_job(info.Env(), std::move(pending),
+                   [&](PendingStep* job, const std::shared_ptr<JobQueue>& queue) {
+                     return job->device->run(std::move(plan), std::move(step),
+                                             [job, queue](std::exception_ptr error, StepResult result) {
+                                               job->error = error;
+                                               job->step = std::move(result);
+                                               queue->complete(job);
+                                             });
+                   });
 }
 
 }  // namespace niwaki::node

@@ -21,13 +21,19 @@ export function checkMultiple(argument: string, value: number, of: number): numb
   return value;
 }
 
-export function checkNumber(argument: string, value: number, allowed: string, test: (value: number) => boolean): number {
+export function checkNumber(
+  argument: string,
+  value: number,
+  allowed: string,
+  test: (value: number) => boolean,
+): number {
   if (typeof value !== "number" || !test(value)) throw invalid(argument, value, `it must be ${allowed}`);
   return value;
 }
 
 export function checkString(argument: string, value: string): string {
-  if (typeof value !== "string" || value === "") throw invalid(argument, value, "it must be a string that is not empty");
+  if (typeof value !== "string" || value === "")
+    throw invalid(argument, value, "it must be a string that is not empty");
   return value;
 }
 
@@ -36,8 +42,8 @@ export function checkObject<T extends object>(argument: string, value: T): T {
   return value;
 }
 
-export function checkInstance<T>(argument: string, value: T, type: abstract new (...args: never[]) => T): T {
-  if (!(value instanceof type)) throw invalid(argument, value, `it must be ${article(type.name)}`);
+export function checkInstance<T>(argument: string, value: T, type: { prototype: T; name: string }): T {
+  if (!(value instanceof (type as unknown as new () => object))) throw invalid(argument, value, `it must be ${article(type.name)}`);
   return value;
 }
 

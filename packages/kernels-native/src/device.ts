@@ -61,7 +61,11 @@ export class Device implements AsyncDisposable {
     const { columns, name } = list[0]!;
     list.forEach((source, i) => {
       if (source.columns !== columns) {
-        throw invalid(`sources[${i}].columns`, source.columns, `the columns of ${name}, first in the stack, are ${columns}`);
+        throw invalid(
+          `sources[${i}].columns`,
+          source.columns,
+          `the columns of ${name}, first in the stack, are ${columns}`,
+        );
       }
     });
     const rows = list.reduce((sum, source) => sum + source.rows, 0);
@@ -78,7 +82,10 @@ export class Device implements AsyncDisposable {
     const checked = checkSource("source", source);
     if (source.type !== "F32") throw invalid("source.type", source.type, "a vector is of type F32");
     if (source.rows !== 1) throw invalid("source.rows", source.rows, "a vector has one row");
-    return new Vector(source.columns, callNative(() => addon().loadVector(checked, source.columns)));
+    return new Vector(
+      source.columns,
+      callNative(() => addon().loadVector(checked, source.columns)),
+    );
   }
 
   /** Reserves the pages of every layer. Throws `invalid-argument`, `out-of-memory`. */

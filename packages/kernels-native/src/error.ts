@@ -28,7 +28,11 @@ export class KernelError extends Error {
   /** `invalid-argument`: what was passed. */
   readonly value: unknown;
 
-  constructor(code: KernelErrorCode, message: string, options: { argument?: string; value?: unknown; cause?: unknown } = {}) {
+  constructor(
+    code: KernelErrorCode,
+    message: string,
+    options: { argument?: string; value?: unknown; cause?: unknown } = {},
+  ) {
     super(message, "cause" in options ? { cause: options.cause } : undefined);
     this.code = code;
     this.argument = options.argument;

@@ -46,7 +46,8 @@ export function checkRope(rope: RopeOptions) {
     case "yarn": {
       const betaFast = positive("rope.scaling.betaFast", scaling.betaFast ?? 32);
       const betaSlow = positive("rope.scaling.betaSlow", scaling.betaSlow ?? 1);
-      if (betaSlow > betaFast) throw invalid("rope.scaling.betaSlow", betaSlow, `it must be at most betaFast, ${betaFast}`);
+      if (betaSlow > betaFast)
+        throw invalid("rope.scaling.betaSlow", betaSlow, `it must be at most betaFast, ${betaFast}`);
       return {
         ...spec,
         scaling: 2,
@@ -54,7 +55,10 @@ export function checkRope(rope: RopeOptions) {
         originalContext: positive("rope.scaling.originalContext", scaling.originalContext),
         betaFast,
         betaSlow,
-        attentionFactor: positive("rope.scaling.attentionFactor", scaling.attentionFactor ?? 0.1 * Math.log(factor) + 1),
+        attentionFactor: positive(
+          "rope.scaling.attentionFactor",
+          scaling.attentionFactor ?? 0.1 * Math.log(factor) + 1,
+        ),
       };
     }
     default:

@@ -81,7 +81,11 @@ function flattenSequences(step: Step, blockSize: number): Int32Array {
     size += 3 + blocks;
   }
   if (rows !== tokens.length) {
-    throw invalid("step.sequences", sequences, `their row counts add up to ${rows}, but there are ${tokens.length} tokens`);
+    throw invalid(
+      "step.sequences",
+      sequences,
+      `their row counts add up to ${rows}, but there are ${tokens.length} tokens`,
+    );
   }
   const flat = new Int32Array(size);
   let at = 0;
@@ -108,7 +112,8 @@ function flattenSamples(samples: SampleSpec[], outputs: number, vocabulary: numb
   }
   const flat = new Float64Array(size);
   let at = 0;
-  for (let i = 0; i < samples.length; i++) at = writeSample(`step.samples[${i}]`, samples[i]!, outputs, vocabulary, flat, at);
+  for (let i = 0; i < samples.length; i++)
+    at = writeSample(`step.samples[${i}]`, samples[i]!, outputs, vocabulary, flat, at);
   return flat;
 }
 
@@ -128,7 +133,12 @@ function writeSample(
   flat[at++] = checkInteger(`${of}.topK`, sample.topK ?? 0, 0);
   flat[at++] = checkNumber(`${of}.topP`, sample.topP ?? 1, "over 0 and at most 1", (x) => x > 0 && x <= 1);
   flat[at++] = checkNumber(`${of}.minP`, sample.minP ?? 0, "from 0 to 1", (x) => x >= 0 && x <= 1);
-  flat[at++] = checkNumber(`${of}.repetitionPenalty`, sample.repetitionPenalty ?? 1, "over 0", (x) => x > 0 && x < Infinity);
+  flat[at++] = checkNumber(
+    `${of}.repetitionPenalty`,
+    sample.repetitionPenalty ?? 1,
+    "over 0",
+    (x) => x > 0 && x < Infinity,
+  );
   flat[at++] = checkNumber(`${of}.presencePenalty`, sample.presencePenalty ?? 0, "finite", Number.isFinite);
   flat[at++] = checkNumber(`${of}.frequencyPenalty`, sample.frequencyPenalty ?? 0, "finite", Number.isFinite);
   flat[at++] = Number(seed & 0xffff_ffffn);
