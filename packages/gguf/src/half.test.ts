@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { floatBitsToBfloat, floatToHalf, halfToFloat, halfToFloatBits } from "./half.js";
 
 /** IEEE 754 binary16, straight from the standard's definition. */
-function valueOf(h: number): number {
+function binary16(h: number): number {
   const sign = h & 0x8000 ? -1 : 1;
   const exponent = (h >> 10) & 31;
   const mantissa = h & 1023;
@@ -18,7 +18,7 @@ function floatBits(x: number): number {
 describe("halfToFloat", () => {
   it("is exact for all 65536 float16", () => {
     for (let h = 0; h < 65536; h++) {
-      if (!Object.is(halfToFloat(h), valueOf(h))) expect.fail(`${h}: ${halfToFloat(h)}, not ${valueOf(h)}`);
+      if (!Object.is(halfToFloat(h), binary16(h))) expect.fail(`${h}: ${halfToFloat(h)}, not ${binary16(h)}`);
     }
   });
 
@@ -31,15 +31,16 @@ describe("halfToFloat", () => {
 describe("floatToHalf", () => {
   it("gives every float16 back", () => {
     for (let h = 0; h < 65536; h++) {
-      if (!Number.isNaN(valueOf(h)) && floatToHalf(valueOf(h)) !== h) expect.fail(`${h}: ${floatToHalf(valueOf(h))}`);
+      if (!Number.isNaN(binary16(h)) && floatToHalf(binary16(h)) !== h)
+        expect.fail(`${h}: ${floatToHalf(binary16(h))}`);
     }
   });
 
   it("rounds to the nearest, ties to even, between all neighbors", () => {
     for (let h = 0; h < 0x7bff; h++) {
-      const middle = (valueOf(h) + valueOf(h + 1)) / 2;
+      const middle = (binary16(h) + binary16(h + 1)) / 2;
       // All of these are float32: a middle has one bit more than a float16, its neighbors are 12 bits finer.
-      const nudge = (valueOf(h + 1) - valueOf(h)) / 2 ** 12;
+      const nudge = (binary16(h + 1) - binary16(h)) / 2 ** 12;
       const found = [floatToHalf(middle - nudge), floatToHalf(middle), floatToHalf(middle + nudge)];
       const expected = [h, h + (h & 1), h + 1];
       if (found.join() !== expected.join()) expect.fail(`${h}: ${found}, not ${expected}`);

@@ -40,9 +40,11 @@ const maxArrayDepth = 4;
 const maxDimension = 2 ** 32;
 /** ggml's own limit. */
 const maxDimensions = 4;
-const maxKeyBytes = 65_535;
+/** The format's own limit for keys. */
+const maxNameBytes = 65_535;
 
-const defaultAlignment = 32;
+/** Alignment of tensor data where `general.alignment` is absent. */
+export const defaultAlignment = 32;
 
 /**
  * Follows the structure of the GGUF header under `cursor`, allocating nothing that the file's bytes do not back.
@@ -177,16 +179,21 @@ function readMetadataPlace(cursor: HeaderCursor, index: number): MetadataPlace {
 function readKey(cursor: HeaderCursor, index: number): string {
   const start = cursor.offset;
   const what = `metadata key ${index}`;
-  const length = cursor.u64(`the length of ${what}`);
-  if (length === 0 || length > maxKeyBytes) {
-    throw cursor.error("corrupt", `${what} is ${length} bytes long; the format allows 1 to ${maxKeyBytes}`, start);
-  }
-  cursor.offset = start;
-  const key = cursor.string(what);
+  const key = readName(cursor, what);
   if (!/^[\x20-\x7e]+$/.test(key)) {
     throw cursor.error("corrupt", `${what} is ${JSON.stringify(key)}; the format allows printable ASCII only`, start);
   }
   return key;
+}
+
+function readName(cursor: HeaderCursor, what: string): string {
+  const start = cursor.offset;
+  const length = cursor.u64(`the length of ${what}`);
+  if (length === 0 || length > maxNameBytes) {
+    throw cursor.error("corrupt", `${what} is ${length} bytes long; 1 to ${maxNameBytes} are allowed`, start);
+  }
+  cursor.offset = start;
+  return cursor.string(what);
 }
 
 function skipValue(cursor: HeaderCursor, typeId: number, what: string): void {
@@ -271,8 +278,7 @@ function readAlignment(cursor: HeaderCursor, { typeId, value }: MetadataPlace): 
 /** Reads the name and passes over the rest of a tensor's entry; the name stays the cursor's subject. */
 function readTensorPlace(cursor: HeaderCursor, index: number): TensorPlace {
   const start = cursor.offset;
-  const name = cursor.string(`the name of tensor ${index}`);
-  if (name === "") throw cursor.error("corrupt", `tensor ${index} has no name; convert the model again`, start);
+  const name = readName(cursor, `the name of tensor ${index}`);
   cursor.subject = { tensor: name };
   const what = `tensor "${name}"`;
   const dimensions = cursor.u32(`the number of dimensions of ${what}`);

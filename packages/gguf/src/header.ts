@@ -1,9 +1,9 @@
 import { HeaderCursor } from "./header-cursor.js";
 import { readHeaderLayout } from "./header-layout.js";
-import { readMetadataArray } from "./metadata-array.js";
-import { parseValues } from "./parsed-values.js";
+import { readLongValue } from "./long-value.js";
+import { isLongValue, parseValues } from "./parsed-values.js";
 import { checkTensors, type GgufTensor } from "./tensor-table.js";
-import { arrayTypeId, type GgufValue } from "./value-type.js";
+import type { GgufValue } from "./value-type.js";
 
 /** All that a header says, checked. */
 export interface GgufHeader {
@@ -23,13 +23,14 @@ export interface GgufHeader {
 export async function parseHeader(bytes: Uint8Array, fileSize: number, path: string): Promise<GgufHeader> {
   const cursor = new HeaderCursor(bytes, fileSize, path);
   const layout = readHeaderLayout(cursor);
-  const { scalars, tensors } = await parseValues(cursor, layout);
+  const { shortValues, tensors } = await parseValues(cursor, layout);
   const metadata = new Map<string, GgufValue>();
-  for (const { key, typeId, start, value } of layout.metadata) {
-    if (typeId === arrayTypeId) {
-      metadata.set(key, readMetadataArray(cursor, value, key));
-    } else if (Object.hasOwn(scalars, key)) {
-      metadata.set(key, withByteOrderMark(scalars[key]!, cursor.view, value));
+  for (const place of layout.metadata) {
+    const { key, start, value } = place;
+    if (isLongValue(place)) {
+      metadata.set(key, readLongValue(cursor, place));
+    } else if (Object.hasOwn(shortValues, key)) {
+      metadata.set(key, withByteOrderMark(shortValues[key]!, cursor.view, value));
     } else {
       cursor.subject = { key };
       throw cursor.error("corrupt", `the metadata key "${key}" cannot be read; rename it`, start);

@@ -1,13 +1,18 @@
 import { type GGUFTensorInfo, gguf } from "@huggingface/gguf";
 import { GgufError } from "./gguf-error.js";
 import type { HeaderCursor } from "./header-cursor.js";
-import type { HeaderLayout } from "./header-layout.js";
+import type { HeaderLayout, MetadataPlace } from "./header-layout.js";
 import { arrayTypeId, type GgufValue } from "./value-type.js";
 
-/** What the parser of @huggingface/gguf reads: the single metadata values by key, and the tensor entries in file order. */
+/** What the parser of @huggingface/gguf reads: the short metadata values by key, and the tensor entries in file order. */
 export interface ParsedValues {
-  readonly scalars: Readonly<Record<string, GgufValue>>;
+  readonly shortValues: Readonly<Record<string, GgufValue>>;
   readonly tensors: readonly GGUFTensorInfo[];
+}
+
+/** Whether a metadata value is left out of what the parser sees: every array, and texts of more than 64 KB. */
+export function isLongValue({ typeId, value, end }: MetadataPlace): boolean {
+  return typeId === arrayTypeId || end - value > 65_536;
 }
 
 /**
@@ -16,7 +21,7 @@ export interface ParsedValues {
  * for every 2 MB it has to fetch, and makes a text decoder for each of a vocabulary's 300,000 strings.
  */
 export async function parseValues(cursor: HeaderCursor, layout: HeaderLayout): Promise<ParsedValues> {
-  const header = headerWithoutArrays(cursor, layout);
+  const header = shortHeader(cursor, layout);
   const serve: typeof fetch = async (_, init) => {
     const range = new Headers(init?.headers).get("range") ?? "";
     const [first = 0, last = 0] = (/^bytes=(\d+)-(\d+)$/.exec(range) ?? []).slice(1).map(Number);
@@ -24,15 +29,15 @@ export async function parseValues(cursor: HeaderCursor, layout: HeaderLayout): P
   };
   try {
     const { metadata, tensorInfos } = await gguf("https://header.invalid/", { fetch: serve });
-    return { scalars: metadata as unknown as Record<string, GgufValue>, tensors: tensorInfos };
+    return { shortValues: metadata as unknown as Record<string, GgufValue>, tensors: tensorInfos };
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     throw new GgufError("corrupt", `the header cannot be parsed: ${reason}`, { path: cursor.path, cause: error });
   }
 }
 
-function headerWithoutArrays({ bytes }: HeaderCursor, layout: HeaderLayout): Uint8Array<ArrayBuffer> {
-  const kept = layout.metadata.filter(({ typeId }) => typeId !== arrayTypeId);
+function shortHeader({ bytes }: HeaderCursor, layout: HeaderLayout): Uint8Array<ArrayBuffer> {
+  const kept = layout.metadata.filter((place) => !isLongValue(place));
   const parts = [
     bytes.subarray(0, 24),
     ...kept.map(({ start, end }) => bytes.subarray(start, end)),

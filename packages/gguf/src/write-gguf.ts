@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { type FileHandle, open, rename, rm } from "node:fs/promises";
 import { unknownType } from "./dequantize.js";
 import { GgufError } from "./gguf-error.js";
+import { defaultAlignment } from "./header-layout.js";
 import { alignUp, bytesFor, fillsRoom, q2Layouts, q2TypeId, type TensorType, tensorTypes } from "./tensor-type.js";
 import { encodeEntry, encodeString, type WriteValue } from "./write-value.js";
 
@@ -34,7 +35,7 @@ export interface GgufContent {
  *   type, or data that is not exactly as long as they say; `unwritable` if the file cannot be written
  */
 export async function writeGguf(path: string, content: GgufContent): Promise<void> {
-  const alignment = checkAlignment(content.alignment ?? 32);
+  const alignment = checkAlignment(content.alignment ?? defaultAlignment);
   const sizes = content.tensors.map((tensor) => checkTensor(tensor, alignment));
   const header = encodeHeader(content, alignment, sizes);
   const temporary = `${path}.${randomUUID()}.tmp`;
@@ -92,17 +93,17 @@ function checkTensor({ name, dims, type }: TensorToWrite, alignment: number): nu
 }
 
 function encodeHeader({ metadata, tensors }: GgufContent, alignment: number, sizes: readonly number[]): Uint8Array {
-  const { "general.alignment": ownAlignment, ...rest } = metadata;
-  if (ownAlignment !== undefined) {
+  const { "general.alignment": ownAlignment = alignment, ...rest } = metadata;
+  if (ownAlignment !== alignment) {
     throw new GgufError(
       "invalid-argument",
-      "general.alignment is written by writeGguf; pass it as `alignment` instead",
-      {
-        key: "general.alignment",
-      },
+      `the metadata key "general.alignment" is ${JSON.stringify(ownAlignment)}, but the file is aligned to ${alignment}; ` +
+        "pass the number as `alignment`",
+      { key: "general.alignment" },
     );
   }
-  const entries = Object.entries<WriteValue>(alignment === 32 ? rest : { "general.alignment": alignment, ...rest });
+  const isWritten = alignment !== defaultAlignment || "general.alignment" in metadata;
+  const entries = Object.entries<WriteValue>(isWritten ? { "general.alignment": alignment, ...rest } : rest);
   const names = new Set(tensors.map(({ name }) => name));
   if (names.size < tensors.length) {
     const twice = tensors.find(({ name }, i) => tensors.findIndex((other) => other.name === name) < i)!;

@@ -49,7 +49,7 @@ export function encodeString(text: string): Buffer {
 }
 
 function isTyped(value: WriteValue): value is Extract<WriteValue, { type: unknown }> {
-  return typeof value === "object" && !Array.isArray(value);
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function entry(key: string, type: ScalarType, value: Scalar | readonly Scalar[]): Uint8Array {

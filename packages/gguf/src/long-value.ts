@@ -1,16 +1,18 @@
 import { HeaderCursor } from "./header-cursor.js";
+import type { MetadataPlace } from "./header-layout.js";
 import { arrayTypeId, type GgufValue, scalarTypeIds } from "./value-type.js";
 
 /**
- * Reads the array at `offset` under a metadata key, whose structure has been checked, into a plain array.
+ * Reads the array or text at `place`, whose structure has been checked.
  *
- * @throws GgufError `corrupt` if one of its strings is not UTF-8
+ * @throws GgufError `corrupt` if a string in it is not UTF-8
  */
-export function readMetadataArray(header: HeaderCursor, offset: number, key: string): GgufValue[] {
+export function readLongValue(header: HeaderCursor, { key, typeId, value }: MetadataPlace): GgufValue {
   const cursor = new HeaderCursor(header.bytes, header.fileSize, header.path);
-  cursor.offset = offset;
+  cursor.offset = value;
   cursor.subject = { key };
-  return readArray(cursor, `the value of metadata key "${key}"`);
+  const what = `the value of metadata key "${key}"`;
+  return typeId === arrayTypeId ? readArray(cursor, what) : cursor.string(what);
 }
 
 function readArray(cursor: HeaderCursor, what: string): GgufValue[] {
