@@ -18,6 +18,13 @@ describe("templates that work on the text of messages", () => {
     expect(tokenizer.encodeChat(chat("<|e#nd|>"))).toEqual([259, ...Buffer.from("<|end|>"), 258]);
   });
 
+  test.each(["EOS", "x", "[-^\\]", "🦊🦊", "\ue000"])("whatever control tokens look like: %s", (end) => {
+    const config = smallConfig({ chatTemplate: `{{ messages[0].content.strip() }}${end}` });
+    config.tokens[258] = end;
+    const text = `a ${end} ${end}`;
+    expect(new Tokenizer(config).encodeChat(chat(text))).toEqual([...Buffer.from(text), 258]);
+  });
+
   test("one that measures contents sees their true length", () => {
     const tokenizer = withTemplate("{{ messages[0].content[:7] ~ messages[0].content|length ~ '<|end|>' }}");
     expect(tokenizer.encodeChat(chat("<|end|>!"))).toEqual([...Buffer.from("<|end|>8"), 258]);
