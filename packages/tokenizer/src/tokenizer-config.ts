@@ -50,15 +50,15 @@ export function tokenizerConfigFromMetadata(metadata: ReadonlyMap<string, unknow
     tokens: required(metadata, metadataKeys.tokens, isStrings, "an array of strings"),
     tokenTypes: required(metadata, metadataKeys.tokenTypes, isNumbers, "an array of numbers"),
     merges: required(metadata, metadataKeys.merges, isStrings, "an array of strings"),
-    eosTokenId: required(metadata, metadataKeys.eosTokenId, isNumber, "a number"),
+    eosTokenId: Number(required(metadata, metadataKeys.eosTokenId, isInteger, "an integer")),
     // The specification's default: no BOS unless the file asks for it.
     addBosToken: optional(metadata, metadataKeys.addBosToken, isBoolean, "a boolean") ?? false,
   };
-  const bosTokenId = optional(metadata, metadataKeys.bosTokenId, isNumber, "a number");
-  const paddingTokenId = optional(metadata, metadataKeys.paddingTokenId, isNumber, "a number");
+  const bosTokenId = optional(metadata, metadataKeys.bosTokenId, isInteger, "an integer");
+  const paddingTokenId = optional(metadata, metadataKeys.paddingTokenId, isInteger, "an integer");
   const chatTemplate = optional(metadata, metadataKeys.chatTemplate, isString, "a string");
-  if (bosTokenId !== undefined) config.bosTokenId = bosTokenId;
-  if (paddingTokenId !== undefined) config.paddingTokenId = paddingTokenId;
+  if (bosTokenId !== undefined) config.bosTokenId = Number(bosTokenId);
+  if (paddingTokenId !== undefined) config.paddingTokenId = Number(paddingTokenId);
   if (chatTemplate !== undefined) config.chatTemplate = chatTemplate;
   checkTokenizerConfig(config);
   return config;
@@ -108,6 +108,8 @@ type Check<T> = (value: unknown) => value is T;
 
 const isString = (value: unknown): value is string => typeof value === "string";
 const isNumber = (value: unknown): value is number => typeof value === "number";
+/** 64-bit integers of a GGUF are bigints. */
+const isInteger = (value: unknown): value is number | bigint => Number.isInteger(value) || typeof value === "bigint";
 const isBoolean = (value: unknown): value is boolean => typeof value === "boolean";
 const isStrings = (value: unknown): value is string[] => Array.isArray(value) && value.every(isString);
 const isNumbers = (value: unknown): value is number[] => Array.isArray(value) && value.every(isNumber);

@@ -1,54 +1,14 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { qwen3Goldens, qwen3Metadata, smallConfig, thrownBy } from "./test-support.js";
+import { smallConfig, thrownBy } from "./test-support.js";
 import { Tokenizer } from "./tokenizer.js";
-import { tokenizerConfigFromMetadata } from "./tokenizer-config.js";
 
-const qwen3 = new Tokenizer(tokenizerConfigFromMetadata(new Map(Object.entries(qwen3Metadata()))));
-const goldens = qwen3Goldens();
 const small = new Tokenizer(smallConfig());
 
-function streamed(tokenizer: Tokenizer, ids: readonly number[]): string[] {
-  const stream = tokenizer.stream();
+function streamed(ids: readonly number[]): string[] {
+  const stream = small.stream();
   return [...ids.map((id) => stream.push(id)), stream.end()];
 }
-
-describe("the real Qwen3 tokenizer gives what Hugging Face gives", () => {
-  test("there are 261 texts", () => expect(goldens.texts).toHaveLength(261));
-
-  test("ids", () => {
-    for (const { text, ids } of goldens.texts) expect(qwen3.encode(text), text).toEqual(ids);
-  });
-
-  test("ids of control tokens as text", () => {
-    for (const { text, plainIds } of goldens.texts) {
-      expect(qwen3.encode(text, { controlTokens: false }), text).toEqual(plainIds);
-    }
-  });
-
-  test("decoded text, at once and token by token", () => {
-    for (const { ids, decoded } of goldens.texts) {
-      expect(qwen3.decode(ids)).toBe(decoded);
-      expect(streamed(qwen3, ids).join("")).toBe(decoded);
-    }
-  });
-
-  test("no streamed piece has a broken character", () => {
-    for (const { ids, plainIds, decoded } of goldens.texts) {
-      const broken = decoded.split("\ufffd").length;
-      for (const pieces of [streamed(qwen3, ids), streamed(qwen3, plainIds)]) {
-        expect(pieces.some((piece) => /\p{Surrogate}/u.test(piece))).toBe(false);
-        expect(pieces.join("").split("\ufffd")).toHaveLength(broken);
-      }
-    }
-  });
-
-  test("ids and sizes from the metadata", () => {
-    expect(qwen3.vocabularySize).toBe(151_669);
-    expect(qwen3.eosTokenId).toBe(151_645);
-    expect(qwen3.endOfTurnTokenIds).toEqual([151_645, 151_643]);
-  });
-});
 
 describe("encode", () => {
   test("merges, and user-defined tokens always", () => {
@@ -96,56 +56,22 @@ describe("encode", () => {
   test("what is not a string is an error", () => {
     expect(() => small.encode(7 as unknown as string)).toThrow("text must be a string, not 7.");
   });
-
-  test.each([
-    ["one long word", "a".repeat(1 << 16)],
-    ["much white space", `${" ".repeat(1 << 16)}x`],
-    ["many control tokens", "<|im_end|>".repeat(1 << 16)],
-    ["a megabyte of sentences", "The quick brown fox jumps over 13 lazy dogs.\n".repeat(24_000)],
-  ])("%s comes back whole", (_name, text) => {
-    expect(qwen3.decode(qwen3.encode(text)) === text).toBe(true);
-  });
 });
 
 describe("decode", () => {
-  test("gives back any text in normal form", () => {
-    fc.assert(
-      fc.property(fc.string({ unit: "binary", maxLength: 50 }), fc.boolean(), (text, controlTokens) => {
-        expect(qwen3.decode(qwen3.encode(text, { controlTokens }))).toBe(text.normalize("NFC"));
-      }),
-      { seed: 1, numRuns: 500 },
-    );
-  });
-
-  test("streams the same text for any ids", () => {
-    fc.assert(
-      fc.property(fc.array(fc.nat(qwen3.vocabularySize - 1), { maxLength: 40 }), fc.boolean(), (ids, skip) => {
-        const options = { skipControlTokens: skip };
-        const stream = qwen3.stream(options);
-        const pieces = [...ids.map((id) => stream.push(id)), stream.end()];
-        expect(pieces.join("")).toBe(qwen3.decode(ids, options));
-        expect(pieces.join("")).toBe(
-          Buffer.concat(ids.filter((id) => !skip || !isControl(id)).map((id) => qwen3.tokenBytes(id))).toString("utf8"),
-        );
-        expect(pieces.some((piece) => /\p{Surrogate}/u.test(piece))).toBe(false);
-      }),
-      { seed: 2, numRuns: 500 },
-    );
-  });
-
   test("streams the same text for any bytes", () => {
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 30 }), (bytes) => {
-        expect(streamed(small, [...bytes]).join("")).toBe(Buffer.from(bytes).toString("utf8"));
+        expect(streamed([...bytes]).join("")).toBe(Buffer.from(bytes).toString("utf8"));
       }),
       { seed: 3, numRuns: 500 },
     );
   });
 
   test("keeps back a character until it is whole", () => {
-    expect(streamed(small, [...Buffer.from("é🦊!")])).toEqual(["", "é", "", "", "", "🦊", "!", ""]);
-    expect(streamed(small, [0xf0, 0x9f, 258])).toEqual(["", "", "\ufffd<|end|>", ""]);
-    expect(streamed(small, [0xf0, 0x9f])).toEqual(["", "", "\ufffd"]);
+    expect(streamed([...Buffer.from("é🦊!")])).toEqual(["", "é", "", "", "", "🦊", "!", ""]);
+    expect(streamed([0xf0, 0x9f, 258])).toEqual(["", "", "\ufffd<|end|>", ""]);
+    expect(streamed([0xf0, 0x9f])).toEqual(["", "", "\ufffd"]);
   });
 
   test("a stream starts anew after its end", () => {
@@ -170,7 +96,3 @@ describe("decode", () => {
     expect(thrownBy(() => small.stream({ skipControlTokens: true }).push(id))).toEqual(error);
   });
 });
-
-function isControl(id: number): boolean {
-  return id >= 151_643 && id <= 151_656;
-}
