@@ -1,0 +1,25 @@
+import { readFileSync } from "node:fs";
+import { Command } from "commander";
+import { chatCommand } from "./commands/chat.js";
+import { inspectCommand } from "./commands/inspect.js";
+import { logitsCommand } from "./commands/logits.js";
+import { runCommand } from "./commands/run.js";
+import { tokenizeCommand } from "./commands/tokenize.js";
+import { report } from "./report.js";
+
+const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string };
+
+// A reader that has had enough (`niwaki run | head -1`) is no error.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
+
+new Command("niwaki")
+  .description("Runs 1-bit and ternary Qwen3 models.")
+  .version(version)
+  .showHelpAfterError()
+  .addCommand(runCommand())
+  .addCommand(chatCommand())
+  .addCommand(inspectCommand())
+  .addCommand(tokenizeCommand())
+  .addCommand(logitsCommand())
+  .parseAsync()
+  .catch(report);

@@ -1,0 +1,246 @@
+import { GgufFile } from "@niwaki/gguf";
+import { Device, type KvCache, type KvType, MappedFile, type Matrix, type Plan } from "@niwaki/kernels-native";
+import { type ChatMessage, Tokenizer } from "@niwaki/tokenizer";
+import { Chat } from "./chat.js";
+import type { Qwen3Config } from "./config.js";
+import { Engine } from "./engine.js";
+import { ModelError } from "./error.js";
+import { examineModel } from "./examine.js";
+import { generation, type Piece } from "./generation.js";
+import { checkMaxTokens, checkSampling, checkStop, type GenerateOptions, invalidOption, type Prompt } from "./options.js";
+import { encodeModel } from "./plan.js";
+import { loadWeights } from "./weights.js";
+
+export interface LoadOptions {
+  /** Tokens of context for one answer; 8,192 or what the model was made for, if that is less. */
+  contextLength?: number;
+  /** Tokens that the KV cache holds for all answers together; `contextLength` if absent. */
+  kvCacheTokens?: number;
+  /** Number type of the KV cache: "f16" (the default) or "f32". */
+  kvType?: KvType;
+  /** Most tokens of one prompt in a step. 256 if absent. */
+  chunkSize?: number;
+  /** Answers that run together; more wait their turn. 64 if absent. */
+  maxSequences?: number;
+  /** CPU threads; one per core if absent. */
+  threads?: number;
+  /** Kernels for an instruction set, "avx2" or "portable"; the best that the machine has, if absent. */
+  tier?: string;
+  /** Gives up loading. */
+  signal?: AbortSignal;
+  /** Bytes of weights loaded, of all. */
+  onProgress?: (loaded: number, total: number) => void;
+}
+
+const BLOCK_SIZE = 16;
+
+/** A loaded model. One engine runs all of its answers, in as many steps as there are tokens in the longest. */
+export class Qwen3Model {
+  readonly config: Qwen3Config;
+  readonly tokenizer: Tokenizer;
+  /** Tokens of context for one answer. */
+  readonly contextLength: number;
+  readonly #engine: Engine;
+  readonly #owned: { device: Device; plan: Plan; kv: KvCache; matrices: Matrix[] };
+  readonly #stopIds: ReadonlySet<number>;
+  #disposed: Promise<void> | undefined;
+
+  private constructor(
+    config: Qwen3Config,
+    tokenizer: Tokenizer,
+    owned: { device: Device; plan: Plan; kv: KvCache; matrices: Matrix[] },
+    engine: Engine,
+    contextLength: number,
+  ) {
+    this.config = config;
+    this.tokenizer = tokenizer;
+    this.contextLength = contextLength;
+    this.#owned = owned;
+    this.#engine = engine;
+    this.#stopIds = new Set(tokenizer.endOfTurnTokenIds);
+  }
+
+  /**
+   * Loads a Qwen3 GGUF: reads its header, checks all of it, and repacks the weights for this machine.
+   * @throws GgufError for a file that is broken, TokenizerError for its vocabulary, ModelError for a model that cannot
+   * be run or an option out of range, KernelError for weights that are not finite or memory that there is not.
+   */
+  static async load(path: string, options: LoadOptions = {}): Promise<Qwen3Model> {
+    const file = await GgufFile.open(path, options.signal === undefined ? {} : { signal: options.signal });
+    const { config, tokenizer: vocabulary, problems } = examineModel(file);
+    if (config === null || vocabulary === null || problems.length > 0) throw problems[0];
+    const tokenizer = new Tokenizer(vocabulary);
+    const limits = readLimits(options, config);
+    const { contextLength, chunkSize, maxSequences } = limits;
+    const device = Device.open({
+      ...(options.threads === undefined ? {} : { threads: options.threads }),
+      ...(options.tier === undefined ? {} : { tier: options.tier }),
+    });
+    try {
+      const mapping = MappedFile.open(path);
+      const { weights, matrices } = await loadWeights(device, file, mapping, config, options).finally(() =>
+        mapping.dispose(),
+      );
+      const blockCount = Math.ceil(limits.kvCacheTokens / BLOCK_SIZE);
+      const kv = device.createKvCache({
+        layers: config.layers,
+        kvHeads: config.kvHeads,
+        headDim: config.headDim,
+        blockSize: BLOCK_SIZE,
+        blocks: blockCount,
+        type: options.kvType ?? "f16",
+      });
+      const maxRows = chunkSize + maxSequences;
+      const plan = encodeModel(device, config, weights, kv, { maxRows, blockSize: BLOCK_SIZE });
+      const engine = new Engine(plan, {
+        vocabulary: config.vocabulary,
+        blockSize: BLOCK_SIZE,
+        blockCount,
+        contextLength,
+        chunkSize,
+        maxRows,
+        maxSequences,
+      });
+      return new Qwen3Model(config, tokenizer, { device, plan, kv, matrices }, engine, contextLength);
+    } catch (error) {
+      await device.dispose();
+      throw error;
+    }
+  }
+
+  /**
+   * Streams text that continues raw text or token ids, or answers messages through the file's chat template.
+   * @throws ModelError `context-exceeded`, `empty-prompt`, `invalid-token`, `invalid-option`, `disposed`.
+   */
+  generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<Piece, void, undefined> {
+    this.#checkUsable();
+    const promptIds = this.promptIds(prompt, options);
+    this.#checkLength(promptIds.length, this.contextLength - 1);
+    return generation(this.#engine, {
+      promptIds,
+      sampling: checkSampling(options, this.config.vocabulary),
+      maxTokens: Math.min(checkMaxTokens(options.maxTokens), this.contextLength - promptIds.length),
+      stopIds: this.#stopIds,
+      stops: checkStop(options.stop),
+      decoder: this.tokenizer.stream({ skipControlTokens: true }),
+      signal: options.signal,
+    });
+  }
+
+  /** A conversation over the file's chat template; `options` hold for every answer. */
+  chat(options: GenerateOptions & { messages?: readonly ChatMessage[] } = {}): Chat {
+    return new Chat(this, options);
+  }
+
+  /**
+   * The tokens that `generate` would start from.
+   * @throws ModelError `empty-prompt`, `invalid-token`; TokenizerError for a template that fails.
+   */
+  promptIds(prompt: Prompt, options: Pick<GenerateOptions, "thinking" | "tools" | "trustContents"> = {}): number[] {
+    const ids = this.#encode(prompt, options);
+    if (ids.length === 0) {
+      throw new ModelError("empty-prompt", "The prompt is empty: give at least one token to continue from.");
+    }
+    for (const id of ids) {
+      if (!Number.isInteger(id) || id < 0 || id >= this.config.vocabulary) {
+        throw new ModelError(
+          "invalid-token",
+          `The prompt has the token id ${id}; this model has ids from 0 to ${this.config.vocabulary - 1}.`,
+          { value: id },
+        );
+      }
+    }
+    return ids;
+  }
+
+  /**
+   * Gives the logits of every position of a text, chunk by chunk: [rows, vocabulary] from position `start` on. The next
+   * chunk runs when `onRows` is done; other answers wait for it too.
+   * @throws ModelError `context-exceeded`, `empty-prompt`, `invalid-token`, `disposed`; whatever `onRows` throws.
+   */
+  async logits(
+    tokens: readonly number[],
+    onRows: (start: number, logits: Float32Array) => void | Promise<void>,
+  ): Promise<void> {
+    this.#checkUsable();
+    const promptIds = this.promptIds(tokens);
+    this.#checkLength(promptIds.length, this.contextLength);
+    await new Promise<void>((resolve, reject) => {
+      this.#engine.submit({
+        promptIds,
+        onLogits: onRows,
+        onEnd: (error) => (error === undefined ? resolve() : reject(error)),
+      });
+    });
+  }
+
+  /** Ends all answers with an error, waits for the running operation to stop, and frees everything. */
+  dispose(): Promise<void> {
+    this.#disposed ??= this.#dispose();
+    return this.#disposed;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  async #dispose(): Promise<void> {
+    await this.#engine.close(disposedError());
+    const { device, plan, kv, matrices } = this.#owned;
+    plan.dispose();
+    kv.dispose();
+    for (const matrix of matrices) matrix.dispose();
+    await device.dispose();
+  }
+
+  #encode(prompt: Prompt, options: Pick<GenerateOptions, "thinking" | "tools" | "trustContents">): number[] {
+    if (typeof prompt === "string") return this.tokenizer.encode(prompt);
+    if (isTokenIds(prompt)) return [...prompt];
+    const { thinking, tools, trustContents } = options;
+    return this.tokenizer.encodeChat(prompt, {
+      ...(thinking === undefined ? {} : { thinking }),
+      ...(tools === undefined ? {} : { tools }),
+      ...(trustContents === undefined ? {} : { trustContents }),
+    });
+  }
+
+  #checkLength(tokens: number, most: number): void {
+    if (tokens <= most) return;
+    throw new ModelError(
+      "context-exceeded",
+      `The prompt has ${tokens} tokens; with a context of ${this.contextLength} it may have ${most}. ` +
+        `Shorten it, or load the model with a larger contextLength (this one was made for ${this.config.contextLength}).`,
+      { value: tokens },
+    );
+  }
+
+  #checkUsable(): void {
+    if (this.#disposed !== undefined) throw disposedError();
+  }
+}
+
+function isTokenIds(prompt: readonly number[] | readonly ChatMessage[]): prompt is readonly number[] {
+  return typeof prompt[0] !== "object";
+}
+
+function disposedError(): ModelError {
+  return new ModelError("disposed", "The model was disposed. Load it again to go on.");
+}
+
+/** @throws ModelError `invalid-option`, `context-exceeded`. */
+function readLimits(options: LoadOptions, config: Qwen3Config) {
+  const positive = (name: "contextLength" | "kvCacheTokens" | "chunkSize" | "maxSequences", absent: number) => {
+    const value = options[name] ?? absent;
+    if (!Number.isInteger(value) || value < 1) throw invalidOption(name, value, "a whole number from 1 up");
+    return value;
+  };
+  const contextLength = positive("contextLength", Math.min(8192, config.contextLength));
+  if (contextLength > config.contextLength) {
+    throw invalidOption("contextLength", contextLength, `up to ${config.contextLength}, which the model was made for`);
+  }
+  const kvCacheTokens = positive("kvCacheTokens", contextLength);
+  if (kvCacheTokens < contextLength) {
+    throw invalidOption("kvCacheTokens", kvCacheTokens, `at least the contextLength, ${contextLength}`);
+  }
+  return { contextLength, kvCacheTokens, chunkSize: positive("chunkSize", 256), maxSequences: positive("maxSequences", 64) };
+}
