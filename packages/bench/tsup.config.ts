@@ -1,10 +1,9 @@
 import { defineConfig } from "tsup";
 
 export default defineConfig({
-  entry: ["src/index.ts"],
+  entry: ["src/main.ts", "src/load/niwaki.ts", "src/load/node-llama-cpp.ts"],
   format: "esm",
   target: "node20",
-  dts: true,
   sourcemap: true,
   clean: true,
 });

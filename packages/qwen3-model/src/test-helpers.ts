@@ -1,4 +1,4 @@
-import { expect } from "vitest";
+import { equal } from "node:assert/strict";
 import { type LoadOptions, Qwen3Model } from "./model.js";
 
 /** Logits of every position, [tokens, vocabulary]. */
@@ -8,7 +8,7 @@ export async function allLogits(
   options: LoadOptions = {},
 ): Promise<Float32Array> {
   await using model = await Qwen3Model.load(path, { contextLength: 256, ...options });
-  return collectLogits(model, tokens);
+  return await collectLogits(model, tokens);
 }
 
 export async function collectLogits(model: Qwen3Model, tokens: readonly number[]): Promise<Float32Array> {
@@ -20,9 +20,9 @@ export async function collectLogits(model: Qwen3Model, tokens: readonly number[]
 
 /** Compares float32 numbers as bits and names the first that differs. */
 export function sameBits(actual: Float32Array, expected: Float32Array): void {
-  expect(actual.length).toBe(expected.length);
+  equal(actual.length, expected.length);
   const a = new Uint32Array(actual.buffer, actual.byteOffset, actual.length);
   const b = new Uint32Array(expected.buffer, expected.byteOffset, expected.length);
   const at = a.findIndex((bits, i) => bits !== b[i]);
-  expect(at === -1 ? "equal" : `${actual[at]} is not ${expected[at]} at ${at}`).toBe("equal");
+  equal(at === -1 ? "equal" : `${actual[at]} is not ${expected[at]} at ${at}`, "equal");
 }

@@ -1,0 +1,16 @@
+import { loadBenchmark } from "./load/load.js";
+
+/** Each benchmark takes the arguments after its name and says what it measures when it prints. */
+const benchmarks: Record<string, (args: string[]) => Promise<void>> = { load: loadBenchmark };
+
+const [name, ...args] = process.argv.slice(2);
+const benchmark = benchmarks[name ?? ""];
+if (benchmark === undefined) {
+  console.error(`usage: npm run bench -- NAME [options]\nbenchmarks: ${Object.keys(benchmarks).join(", ")}`);
+  process.exitCode = 2;
+} else {
+  benchmark(args).catch((error: unknown) => {
+    console.error(error);
+    process.exitCode = 1;
+  });
+}

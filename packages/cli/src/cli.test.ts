@@ -1,0 +1,171 @@
+import { type SpawnOptions, spawn } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { demoModelPath } from "@niwaki/demo-model";
+import { demoAnswers, fixturePath, goldens, klDivergence } from "@niwaki/testing";
+import { afterAll, describe, expect, it } from "vitest";
+
+const program = fileURLToPath(new URL("../bin/niwaki.js", import.meta.url));
+const folder = mkdtempSync(join(tmpdir(), "niwaki-cli-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+interface Result {
+  code: number | null;
+  out: string;
+  err: string;
+}
+
+function niwaki(args: string[], input = "", options: SpawnOptions = {}): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [program, ...args], { ...options, stdio: "pipe" });
+    let out = "";
+    let err = "";
+    child.stdout!.setEncoding("utf8").on("data", (text) => (out += text));
+    child.stderr!.setEncoding("utf8").on("data", (text) => (err += text));
+    child.on("error", reject).on("close", (code) => resolve({ code, out, err }));
+    child.stdin!.on("error", () => {}).end(input);
+  });
+}
+
+const BEAR = "Where does a bear live?";
+const BEAR_ANSWER = "A bear lives in the forest.";
+
+describe("niwaki run", () => {
+  it("writes the answer, and nothing else, to standard output", async () => {
+    const { code, out, err } = await niwaki(["run", "-p", BEAR, "--no-think"]);
+    expect([code, out]).toEqual([0, `${BEAR_ANSWER}\n`]);
+    expect(err).toMatch(/^\d+ tokens in, \d+ out, first after \d+ ms, [\d.]+ tokens\/s, loaded in \d+ ms\n$/);
+  });
+
+  it("takes the prompt from standard input", async () => {
+    expect((await niwaki(["run", "--no-think"], `${BEAR}\n`)).out).toBe(`${BEAR_ANSWER}\n`);
+  });
+
+  it("keeps thoughts out of the answer", async () => {
+    const { out } = await niwaki(["run", "-p", BEAR]);
+    expect(out).not.toContain("<think>");
+  });
+
+  it("prints one JSON object with --json", async () => {
+    const answer = demoAnswers().find(({ messages, minMargin, enableThinking }) => {
+      return messages?.length === 1 && !enableThinking && minMargin > 0.05;
+    })!;
+    const { out } = await niwaki(["run", "-p", answer.messages![0]!.content!, "--no-think", "--json"]);
+    expect(JSON.parse(out)).toMatchObject({
+      text: answer.answer,
+      tokenIds: answer.outputIds,
+      promptTokens: answer.promptIds.length,
+      finishReason: "stop",
+    });
+  });
+
+  it("continues raw text", async () => {
+    const answer = demoAnswers().find(({ messages, minMargin }) => messages === null && minMargin > 0.05)!;
+    const { out } = await niwaki(["run", "--raw", "-p", answer.prompt, "--json"]);
+    expect(JSON.parse(out).tokenIds).toEqual(answer.outputIds);
+  });
+
+  it("passes the flags on", async () => {
+    const flags = ["--temp", "1.5", "--seed", "3", "-n", "7", "-t", "1", "-c", "128", "--kv", "f32", "--json"];
+    const [a, b] = await Promise.all([1, 2].map(() => niwaki(["run", "-p", BEAR, ...flags])));
+    expect(JSON.parse(a!.out)).toMatchObject({ completionTokens: 7, finishReason: "length" });
+    expect(JSON.parse(a!.out).tokenIds).toEqual(JSON.parse(b!.out).tokenIds);
+  });
+
+  it.each([
+    [["run", "-p", "x", "--temp", "hot"], /--temp.*must be a number/s],
+    [["run", "-p", "x", "--top-p", "0"], /topP.*above 0/],
+    [["run", "-p", "x", "--tier", "mmx"], /mmx/],
+    [["run", "-p", "x", "-c", "9999"], /contextLength.*2048/],
+    [["run", "-p", "x", "-m", "missing.gguf"], /missing\.gguf/],
+    [["run", "-p", "x", "--kv", "q8"], /q8/],
+    [["walk"], /walk/],
+  ])("says what is wrong: %j", async (args, message) => {
+    const { code, out, err } = await niwaki(args);
+    expect([code, out]).toEqual([1, ""]);
+    expect(err).toMatch(message);
+  });
+});
+
+describe("niwaki chat", () => {
+  it("answers one message a line, and remembers", async () => {
+    const { out } = await niwaki(["chat", "--no-think"], "My name is Tom.\nWhat is my name?\n/exit\n");
+    expect(out.trim().split("\n").at(-1)).toContain("Tom");
+  });
+
+  it("forgets with /clear, and goes on after a message that is too long", async () => {
+    const { code, out, err } = await niwaki(["chat", "--no-think", "-c", "64"], `${"a b ".repeat(99)}\n/clear\n${BEAR}\n`);
+    expect([code, out]).toEqual([1, `${BEAR_ANSWER}\n`]);
+    expect(err).toMatch(/context of 64/);
+  });
+});
+
+describe("niwaki logits", () => {
+  it("writes the logits of every position, in chunks of any size", async () => {
+    const golden = goldens().find(({ name }) => name.startsWith("q1-tied"))!;
+    const tokens = join(folder, "tokens.json");
+    writeFileSync(tokens, JSON.stringify(golden.tokens));
+    const run = async (...flags: string[]) => {
+      const out = join(folder, `logits${flags.join("")}.f32`);
+      const { code, err } = await niwaki(["logits", golden.model, "--tokens", tokens, "--out", out, ...flags]);
+      expect([code, err]).toEqual([0, ""]);
+      return readFileSync(out);
+    };
+    const whole = await run();
+    expect(whole.byteLength).toBe(golden.logits.byteLength);
+    const ours = new Float32Array(whole.buffer.slice(whole.byteOffset, whole.byteOffset + whole.byteLength));
+    expect(klDivergence(golden.logits, ours, golden.shape[1]).mean).toBeLessThan(golden.llamaCppMeanKl!);
+    expect(Buffer.compare(await run("--chunk", "1", "-t", "3"), whole)).toBe(0);
+    expect(Buffer.compare(await run("--tier", "portable"), whole)).toBe(0);
+    expect(Buffer.compare(await run("--kv", "f32"), whole)).not.toBe(0);
+  });
+
+  it("refuses what is no array of numbers", async () => {
+    const tokens = join(folder, "words.json");
+    writeFileSync(tokens, '["a"]');
+    const { code, err } = await niwaki(["logits", demoModelPath, "--tokens", tokens, "--out", join(folder, "x")]);
+    expect([code, err]).toEqual([1, `niwaki: ${tokens} must hold a JSON array of numbers, the token ids.\n`]);
+  });
+});
+
+describe("niwaki tokenize", () => {
+  it("writes the ids of JSON strings, one a line", async () => {
+    const answers = demoAnswers().slice(0, 5);
+    const { out } = await niwaki(["tokenize", demoModelPath], answers.map(({ prompt }) => JSON.stringify(prompt)).join("\n"));
+    expect(out.trim().split("\n").map((line) => JSON.parse(line))).toEqual(answers.map(({ promptIds }) => promptIds));
+  });
+
+  it("takes control tokens as text with --plain", async () => {
+    const [control, plain] = await Promise.all([[], ["--plain"]].map((flags) => niwaki(["tokenize", demoModelPath, ...flags], '"<|im_end|>"\n')));
+    expect(JSON.parse(control!.out)).toEqual([2041]);
+    expect(JSON.parse(plain!.out).length).toBeGreaterThan(1);
+  });
+
+  it("names the line that is no JSON string", async () => {
+    const { code, err } = await niwaki(["tokenize", demoModelPath], '"a"\n17\n');
+    expect([code, err]).toEqual([1, "niwaki: line 2 of standard input is not a JSON string.\n"]);
+  });
+});
+
+describe("niwaki inspect", () => {
+  it("shows the shape, the types and the memory", async () => {
+    const { code, out } = await niwaki(["inspect", demoModelPath, "-c", "1000"]);
+    expect(code).toBe(0);
+    expect(out).toContain("layers        4");
+    expect(out).toContain("4 query, 2 key/value, of 64");
+    // 2 × 4 layers × 2 heads × 64 × 2 bytes × 1000 tokens.
+    expect(out).toContain("KV cache      2.05 MB as f16, 4.10 MB as f32");
+    expect(out).toContain("runs: yes");
+  });
+
+  it("gives the same as JSON", async () => {
+    const found = JSON.parse((await niwaki(["inspect", fixturePath("mixed-types.gguf"), "--json"])).out);
+    expect(found.shape).toMatchObject({ layers: 2, hidden: 128, kvHeads: 1, vocabulary: 1003, tied: true });
+    expect(found.types.map(({ type }: { type: string }) => type).sort()).toEqual(
+      ["BF16", "F16", "F32", "Q1_0", "Q2_0", "Q4_0", "Q8_0"].sort(),
+    );
+    expect(found).toMatchObject({ runs: true, problems: [] });
+  });
+});
