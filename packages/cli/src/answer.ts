@@ -73,7 +73,8 @@ export async function streamAnswer(
 /** One line for people: what was read and written, and how fast. */
 export function summary(answer: Answer): string {
   const parts = [`${answer.promptTokens} tokens in`, `${answer.completionTokens} out`];
-  if (answer.secondsToFirstToken !== null) parts.push(`first after ${(answer.secondsToFirstToken * 1000).toFixed(0)} ms`);
+  if (answer.secondsToFirstToken !== null)
+    parts.push(`first after ${(answer.secondsToFirstToken * 1000).toFixed(0)} ms`);
   if (answer.tokensPerSecond !== null) parts.push(`${answer.tokensPerSecond.toFixed(1)} tokens/s`);
   if (answer.finishReason !== "stop") parts.push(answer.finishReason === "abort" ? "stopped" : "out of room");
   return parts.join(", ");

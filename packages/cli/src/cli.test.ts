@@ -96,7 +96,10 @@ describe("niwaki chat", () => {
   });
 
   it("forgets with /clear, and goes on after a message that is too long", async () => {
-    const { code, out, err } = await niwaki(["chat", "--no-think", "-c", "64"], `${"a b ".repeat(99)}\n/clear\n${BEAR}\n`);
+    const { code, out, err } = await niwaki(
+      ["chat", "--no-think", "-c", "64"],
+      `${"a b ".repeat(99)}\n/clear\n${BEAR}\n`,
+    );
     expect([code, out]).toEqual([1, `${BEAR_ANSWER}\n`]);
     expect(err).toMatch(/context of 64/);
   });
@@ -133,12 +136,22 @@ describe("niwaki logits", () => {
 describe("niwaki tokenize", () => {
   it("writes the ids of JSON strings, one a line", async () => {
     const answers = demoAnswers().slice(0, 5);
-    const { out } = await niwaki(["tokenize", demoModelPath], answers.map(({ prompt }) => JSON.stringify(prompt)).join("\n"));
-    expect(out.trim().split("\n").map((line) => JSON.parse(line))).toEqual(answers.map(({ promptIds }) => promptIds));
+    const { out } = await niwaki(
+      ["tokenize", demoModelPath],
+      answers.map(({ prompt }) => JSON.stringify(prompt)).join("\n"),
+    );
+    expect(
+      out
+        .trim()
+        .split("\n")
+        .map((line) => JSON.parse(line)),
+    ).toEqual(answers.map(({ promptIds }) => promptIds));
   });
 
   it("takes control tokens as text with --plain", async () => {
-    const [control, plain] = await Promise.all([[], ["--plain"]].map((flags) => niwaki(["tokenize", demoModelPath, ...flags], '"<|im_end|>"\n')));
+    const [control, plain] = await Promise.all(
+      [[], ["--plain"]].map((flags) => niwaki(["tokenize", demoModelPath, ...flags], '"<|im_end|>"\n')),
+    );
     expect(JSON.parse(control!.out)).toEqual([2041]);
     expect(JSON.parse(plain!.out).length).toBeGreaterThan(1);
   });

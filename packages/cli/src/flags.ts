@@ -27,11 +27,9 @@ export interface AnswerFlags {
 }
 
 export function addModelFlags(command: Command): Command {
-  return addRunFlags(command.option("-m, --model <file>", "a Qwen3 GGUF; the built-in demo model if absent", demoModelPath)).option(
-    "-c, --ctx-size <tokens>",
-    "tokens of context",
-    wholeNumber,
-  );
+  return addRunFlags(
+    command.option("-m, --model <file>", "a Qwen3 GGUF; the built-in demo model if absent", demoModelPath),
+  ).option("-c, --ctx-size <tokens>", "tokens of context", wholeNumber);
 }
 
 /** Flags of every command that runs a model. */

@@ -2,6 +2,6 @@
 export function report(error: unknown): void {
   const text = error instanceof Error ? error.message : String(error);
   console.error(`niwaki: ${text}`);
-  if (process.env["NIWAKI_DEBUG"] === "1" && error instanceof Error) console.error(error.stack);
+  if (process.env.NIWAKI_DEBUG === "1" && error instanceof Error) console.error(error.stack);
   process.exitCode = 1;
 }

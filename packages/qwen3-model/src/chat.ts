@@ -24,10 +24,7 @@ export class Chat {
    * Streams the answer to a message of the user (or to any message, a tool's result say). When it ends, by itself or by
    * its signal, both become part of the conversation; when it fails, or the consumer leaves early, neither does.
    */
-  async *send(
-    message: string | ChatMessage,
-    options: GenerateOptions = {},
-  ): AsyncGenerator<Piece, void, undefined> {
+  async *send(message: string | ChatMessage, options: GenerateOptions = {}): AsyncGenerator<Piece, void, undefined> {
     const question: ChatMessage = typeof message === "string" ? { role: "user", content: message } : message;
     const messages = [...this.#messages, question];
     let answer = "";

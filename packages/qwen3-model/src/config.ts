@@ -76,8 +76,7 @@ function readRope(file: GgufFile, headDim: number): RopeOptions {
   const typeKey = "qwen3.rope.scaling.type";
   const type = file.has(typeKey) ? file.string(typeKey) : "none";
   const scaling = (key: string) => positive(file, `qwen3.rope.scaling.${key}`);
-  const optional = (key: string, absent: number) =>
-    file.has(`qwen3.rope.scaling.${key}`) ? scaling(key) : absent;
+  const optional = (key: string, absent: number) => (file.has(`qwen3.rope.scaling.${key}`) ? scaling(key) : absent);
   switch (type) {
     case "none":
       return { headDim, base };

@@ -178,12 +178,15 @@ describe("Qwen3Model", () => {
     );
   });
 
-  it.each([{ contextLength: 4096 }, { contextLength: 0 }, { kvCacheTokens: 16 }, { chunkSize: 0 }, { maxSequences: 0.5 }])(
-    "refuses to load with %o",
-    async (options) => {
-      await expect(Qwen3Model.load(demoModelPath, options)).rejects.toMatchObject({ code: "invalid-option" });
-    },
-  );
+  it.each([
+    { contextLength: 4096 },
+    { contextLength: 0 },
+    { kvCacheTokens: 16 },
+    { chunkSize: 0 },
+    { maxSequences: 0.5 },
+  ])("refuses to load with %o", async (options) => {
+    await expect(Qwen3Model.load(demoModelPath, options)).rejects.toMatchObject({ code: "invalid-option" });
+  });
 
   it("ends what runs when it is disposed, and refuses more", async () => {
     const short = await Qwen3Model.load(demoModelPath);

@@ -7,7 +7,14 @@ import { Engine } from "./engine.js";
 import { ModelError } from "./error.js";
 import { examineModel } from "./examine.js";
 import { generation, type Piece } from "./generation.js";
-import { checkMaxTokens, checkSampling, checkStop, type GenerateOptions, invalidOption, type Prompt } from "./options.js";
+import {
+  checkMaxTokens,
+  checkSampling,
+  checkStop,
+  type GenerateOptions,
+  invalidOption,
+  type Prompt,
+} from "./options.js";
 import { encodeModel } from "./plan.js";
 import { loadWeights } from "./weights.js";
 
@@ -242,5 +249,10 @@ function readLimits(options: LoadOptions, config: Qwen3Config) {
   if (kvCacheTokens < contextLength) {
     throw invalidOption("kvCacheTokens", kvCacheTokens, `at least the contextLength, ${contextLength}`);
   }
-  return { contextLength, kvCacheTokens, chunkSize: positive("chunkSize", 256), maxSequences: positive("maxSequences", 64) };
+  return {
+    contextLength,
+    kvCacheTokens,
+    chunkSize: positive("chunkSize", 256),
+    maxSequences: positive("maxSequences", 64),
+  };
 }

@@ -81,7 +81,9 @@ export function checkSampling(options: SamplingOptions, vocabulary: number): Che
     seed,
     ...(options.logprobs === undefined
       ? {}
-      : { logprobs: number("logprobs", 0, `a whole number from 0 to ${vocabulary}`, (n) => whole(n) && n <= vocabulary) }),
+      : {
+          logprobs: number("logprobs", 0, `a whole number from 0 to ${vocabulary}`, (n) => whole(n) && n <= vocabulary),
+        }),
     ...(options.logitBias === undefined ? {} : { logitBias: options.logitBias }),
   };
 }

@@ -34,7 +34,10 @@ describe("StopText", () => {
 
   it("gives the same for any division into pieces", () => {
     const letters = fc.array(fc.constantFrom("a", "b", "c"), { maxLength: 30 }).map((all) => all.join(""));
-    const stops = fc.array(letters.map((text) => text.slice(0, 4)).filter((text) => text !== ""), { maxLength: 3 });
+    const stops = fc.array(
+      letters.map((text) => text.slice(0, 4)).filter((text) => text !== ""),
+      { maxLength: 3 },
+    );
     fc.assert(
       fc.property(letters, stops, fc.infiniteStream(fc.integer({ min: 1, max: 4 })), (text, all, sizes) => {
         const pieces: string[] = [];

@@ -42,7 +42,12 @@ export function tensorProblems(file: GgufFile, c: Qwen3Config): ModelError[] {
   const where = `of ${file.path}`;
   if (file.tensors.size < 11 * c.layers) {
     // A claimed number of layers that the file cannot hold is one problem, not millions.
-    problem("missing-tensor", `blk.${c.layers - 1}`, `qwen3.block_count ${where} is ${c.layers}, but the file has only ${file.tensors.size} tensors.`, c.layers);
+    problem(
+      "missing-tensor",
+      `blk.${c.layers - 1}`,
+      `qwen3.block_count ${where} is ${c.layers}, but the file has only ${file.tensors.size} tensors.`,
+      c.layers,
+    );
     return problems;
   }
   const expected = expectedTensors(c);
@@ -53,7 +58,12 @@ export function tensorProblems(file: GgufFile, c: Qwen3Config): ModelError[] {
       continue;
     }
     if (tensor.dims.join() !== shape.join()) {
-      problem("wrong-shape", name, `${name} ${where} has the shape [${tensor.dims}]; its metadata calls for [${shape}].`, tensor.dims);
+      problem(
+        "wrong-shape",
+        name,
+        `${name} ${where} has the shape [${tensor.dims}]; its metadata calls for [${shape}].`,
+        tensor.dims,
+      );
     }
     const isNorm = shape.length === 1;
     if (tensor.type === null || (isNorm && tensor.type !== "F32")) {
@@ -67,7 +77,11 @@ export function tensorProblems(file: GgufFile, c: Qwen3Config): ModelError[] {
   }
   for (const name of file.tensors.keys()) {
     if (!expected.has(name)) {
-      problem("unexpected-tensor", name, `${name} ${where} is not part of a Qwen3; leaving it out would change the results.`);
+      problem(
+        "unexpected-tensor",
+        name,
+        `${name} ${where} is not part of a Qwen3; leaving it out would change the results.`,
+      );
     }
   }
   return problems;

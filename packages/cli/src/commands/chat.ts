@@ -2,7 +2,14 @@ import { basename } from "node:path";
 import { intro, isCancel, log, outro, text } from "@clack/prompts";
 import { Command } from "commander";
 import { showOnTerminal, streamAnswer, summary } from "../answer.js";
-import { type AnswerFlags, addAnswerFlags, addModelFlags, generateOptions, loadOptions, type ModelFlags } from "../flags.js";
+import {
+  type AnswerFlags,
+  addAnswerFlags,
+  addModelFlags,
+  generateOptions,
+  loadOptions,
+  type ModelFlags,
+} from "../flags.js";
 import { readLines } from "../input.js";
 import { load } from "../load.js";
 import { report } from "../report.js";

@@ -7,7 +7,11 @@ export function inspectCommand(): Command {
   return new Command("inspect")
     .description("Show what a GGUF is: shape, tensor types, memory, and what in it cannot be run and why.")
     .argument("<model>", "a GGUF file")
-    .option("-c, --ctx-size <tokens>", "tokens of context to give the memory for; what the model was made for if absent", wholeNumber)
+    .option(
+      "-c, --ctx-size <tokens>",
+      "tokens of context to give the memory for; what the model was made for if absent",
+      wholeNumber,
+    )
     .option("--json", "print one JSON object")
     .action(inspect);
 }
@@ -85,7 +89,9 @@ function format(d: Description): string {
   const width = Math.max(...d.types.map(({ type }) => type.length), 4);
   for (const { type, tensors, weights, bytes } of d.types) {
     const bits = ((8 * bytes) / weights).toFixed(2);
-    lines.push(`  ${type.padEnd(width)}  ${String(tensors).padStart(5)}  ${size(bytes).padStart(9)}  ${bits} bits a weight`);
+    lines.push(
+      `  ${type.padEnd(width)}  ${String(tensors).padStart(5)}  ${size(bytes).padStart(9)}  ${bits} bits a weight`,
+    );
   }
   if (d.memory !== null) {
     const { contextLength, weights, kvF16, kvF32 } = d.memory;
@@ -110,14 +116,21 @@ function optionalString(file: GgufFile, key: string): string | null {
 }
 
 function size(bytes: number): string {
-  for (const [unit, factor] of [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]] as const) {
+  for (const [unit, factor] of [
+    ["GB", 1e9],
+    ["MB", 1e6],
+    ["kB", 1e3],
+  ] as const) {
     if (bytes >= factor) return `${(bytes / factor).toFixed(2)} ${unit}`;
   }
   return `${bytes} B`;
 }
 
 function count(n: number): string {
-  for (const [unit, factor] of [["billion", 1e9], ["million", 1e6]] as const) {
+  for (const [unit, factor] of [
+    ["billion", 1e9],
+    ["million", 1e6],
+  ] as const) {
     if (n >= factor) return `${(n / factor).toFixed(2)} ${unit}`;
   }
   return String(n);

@@ -1,7 +1,14 @@
 import type { ChatMessage } from "@niwaki/qwen3-model";
 import { Command } from "commander";
 import { showOnTerminal, streamAnswer, summary } from "../answer.js";
-import { type AnswerFlags, addAnswerFlags, addModelFlags, generateOptions, loadOptions, type ModelFlags } from "../flags.js";
+import {
+  type AnswerFlags,
+  addAnswerFlags,
+  addModelFlags,
+  generateOptions,
+  loadOptions,
+  type ModelFlags,
+} from "../flags.js";
 import { readStandardInput } from "../input.js";
 import { load } from "../load.js";
 
@@ -40,6 +47,7 @@ async function run(flags: RunFlags): Promise<void> {
 }
 
 async function promptFromInput(): Promise<string> {
-  if (process.stdin.isTTY) throw new Error("there is no prompt. Give one with -p, or on standard input; `niwaki chat` opens a conversation.");
+  if (process.stdin.isTTY)
+    throw new Error("there is no prompt. Give one with -p, or on standard input; `niwaki chat` opens a conversation.");
   return (await readStandardInput()).replace(/\r?\n$/, "");
 }
