@@ -50,7 +50,8 @@ constexpr size_t table_bytes(int bits) { return static_cast<size_t>(kGroupColumn
 /// Quantised rows of a step, and the tables made of them (those that the matrix needs).
 struct SignTile {
   int rows;             // 1 .. kTileRows
-  int64_t groups;       // of kGroupColumns
+  int64_t columns;
+  int64_t groups;       // of kGroupColumns; the last may be shorter
   int16_t* quanta;      // [rows][groups][kGroupColumns]
   float* scales;        // [rows][groups]
   uint8_t* tables[3];   // by weight bits: [rows][groups][table_bytes(bits)]; what is in them is the tier's own
