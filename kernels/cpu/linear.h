@@ -1,8 +1,8 @@
 #pragma once
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/linear_kernels.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
 #include "niwaki/matrix.h"
@@ -10,17 +10,44 @@
 
 namespace niwaki {
 
-/// y = W x (or y += W x) for the rows of a step: one linear operation of a plan, bound to a tier.
+/// y = W x (or y += W x) for the rows of a step: one linear operation of a plan, bound to a tier. The matrix must outlive it.
 class Linear {
  public:
+  /// Throws kInvalidArgument if the activation is SwiGLU and the matrix is not two tensors of equal rows.
   Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate, int64_t max_rows);
 
-  /// Bytes of scratch; all the linear operations of a plan share one scratch, as they run one after another.
-  size_t scratch_bytes() const;
+  /// Width of a row of y: the matrix's rows, or half of them for SwiGLU.
+  int64_t out_columns() const;
 
-  /// Runs on every thread of the pool. Returns the lowest row whose activations are NaN or infinite, or -1.
+  /// Bytes of scratch; all the linear operations of a plan share one scratch, as they run one after another.
+  size_t scratch_bytes() const { return scratch_bytes_; }
+
+  /// Runs on every thread of the pool, from inside a job. x is [rows, matrix columns], y is [rows, out_columns()]; strides are
+  /// in floats, scratch is aligned to 64 bytes. Returns the lowest row whose activations are NaN or infinite (y is then
+  /// unfinished), or -1.
   int64_t run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
               std::byte* scratch) const;
+
+ private:
+  struct Tile;
+  int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const;
+  void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const;
+  void multiply_part(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out) const;
+  void write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y, int64_t y_stride) const;
+
+  const LinearKernels& kernels_;
+  const Matrix& matrix_;
+  Activation activation_;
+  bool accumulate_;
+  int64_t groups_;          // of activations, the last may be short
+  bool needs_sign_[3]{};    // tables by weight bits
+  bool needs_quanta_ = false;
+  bool needs_float_ = false;
+  bool needs_padding_ = false;  // float rows that end inside 16 columns
+
+  // Offsets into scratch.
+  size_t quanta_ = 0, scales_ = 0, tables_[3]{}, offsets_[3]{}, padded_ = 0;
+  size_t scratch_bytes_ = 0;
 };
 
 /// One row of a matrix as floats (an embedding): columns() values.

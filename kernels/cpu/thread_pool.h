@@ -1,34 +1,100 @@
 #pragma once
+#include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <exception>
 #include <functional>
-#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
 
 namespace niwaki {
+
+class ThreadPool;
 
 /// One thread's view of a parallel phase.
 class Worker {
  public:
-  int index() const;  // 0 .. count-1
-  int count() const;
+  /// 0 .. count()-1, for scratch memory of a thread's own. Never a share of the work: see `each`.
+  int index() const { return index_; }
+  int count() const { return count_; }
 
   /// Shares `items` among the threads of the phase in runs of `grain`, taken as threads become free. Which thread takes
-  /// which item must not matter to the result: threads split rows, never a reduction.
+  /// which item must not matter to the result: threads split rows, never a reduction. Returns when nothing is left to
+  /// take; other threads may still be at their last run. Several calls in one phase are shared one after another, and
+  /// every thread must make the same calls.
   template <class F>  // void(int64_t begin, int64_t end)
-  void each(int64_t items, int64_t grain, F&& f);
+  void each(int64_t items, int64_t grain, F&& f) {
+    const uint64_t call = calls_++;
+    int64_t begin;
+    while ((begin = take(call, items, grain)) < items) f(begin, std::min(begin + grain, items));
+  }
+
+ private:
+  friend class ThreadPool;
+  Worker(int index, int count, std::atomic<uint64_t>& next) : index_(index), count_(count), next_(next) {}
+  int64_t take(uint64_t call, int64_t items, int64_t grain);
+
+  int index_;
+  int count_;
+  uint64_t calls_ = 0;
+  std::atomic<uint64_t>& next_;
 };
 
-/// A persistent pool. Between the phases of a job threads spin for a moment (a token is ~290 matrices); between jobs
-/// they sleep.
+/// A persistent pool. Jobs run one after another on thread 0, which leads the others through parallel phases. Between the
+/// phases of a job threads spin for a moment (a token is ~290 matrices); between jobs they sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
+  /// Runs the jobs still queued, then ends the threads. Never from a thread of the pool.
   ~ThreadPool();
-  int threads() const;
-  /// Queues a job; it runs when those before it have ended. Any thread may call it.
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  int threads() const { return static_cast<int>(threads_.size()); }
+
+  /// Queues a job; it runs when those before it have ended. Any thread may call it. A job must not throw.
   void submit(std::function<void()> job);
-  /// From inside a job: runs `phase` on every thread and returns when all are done.
-  void parallel(const std::function<void(Worker&)>& phase);
+
+  /// From inside a job, not from inside a phase: runs `phase` on thread 0 and on every other thread that comes before all
+  /// work is taken (a thread that the system holds back delays nobody), so all work goes through Worker::each. Returns
+  /// when all are done; throws the first exception that left a phase.
+  template <class F>  // void(Worker&)
+  void parallel(F&& phase) {
+    using Phase = std::remove_reference_t<F>;
+    run({[](void* context, Worker& worker) { (*static_cast<Phase*>(context))(worker); },
+         const_cast<void*>(static_cast<const void*>(&phase))});
+  }
+
+ private:
+  struct Phase {
+    void (*call)(void* context, Worker& worker);
+    void* context;
+  };
+  void run(Phase phase);
+  void enter(const Phase& phase, int index);
+  void lead();
+  void follow(int index);
+
+  // Phase state, one word so that a follower can sleep on it: | epoch | closed | followers that joined (8 bits) |
+  alignas(64) std::atomic<uint32_t> state_;
+  alignas(64) std::atomic<uint32_t> left_{0};       // followers that have left the phase
+  alignas(64) std::atomic<uint64_t> next_{0};       // | call of each | next item |
+  alignas(64) std::atomic<uint32_t> sleepers_{0};
+  std::atomic<bool> leader_sleeps_{false};
+  std::atomic<bool> stopping_{false};
+  Phase phase_{};
+  std::exception_ptr failure_;
+  std::mutex failure_mutex_;
+
+  std::mutex mutex_;  // of the queue
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> queue_;
+  bool ending_ = false;
+
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace niwaki

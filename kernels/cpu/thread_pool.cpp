@@ -1,0 +1,185 @@
+#include "cpu/thread_pool.h"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <cstdio>
+#include <stdexcept>
+#include <utility>
+
+namespace niwaki {
+namespace {
+
+constexpr uint32_t kJoined = 0xff;         // a pool has at most 255 followers
+constexpr uint32_t kClosed = 0x100;
+constexpr uint32_t kEpoch = 0x200;         // one step of the epoch; wrapping is harmless
+constexpr int kItemBits = 44;              // of Worker's counter
+constexpr auto kSpin = std::chrono::microseconds(40);
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Waits for a moment for `ready`; false if it did not come.
+template <class Ready>
+bool spin(Ready&& ready) {
+  for (int i = 0; i < 64; ++i) {
+    if (ready()) return true;
+    pause();
+  }
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+void name_thread(int index) {
+  char name[16];
+  std::snprintf(name, sizeof name, "niwaki-%d", index);
+#if defined(__APPLE__)
+  pthread_setname_np(name);
+#else
+  pthread_setname_np(pthread_self(), name);
+#endif
+}
+
+}  // namespace
+
+// A thread goes on to call k+1 only when all items of call k are taken, so whoever finds a later call than its own in the
+// counter has nothing left to take.
+int64_t Worker::take(uint64_t call, int64_t items, int64_t grain) {
+  uint64_t value = next_.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t current = value >> kItemBits;
+    if (current > call) return items;
+    const int64_t begin = current < call ? 0 : static_cast<int64_t>(value & ((uint64_t{1} << kItemBits) - 1));
+    if (begin >= items) return items;
+    const uint64_t taken = call << kItemBits | static_cast<uint64_t>(begin + grain);
+    if (next_.compare_exchange_weak(value, taken, std::memory_order_relaxed)) return begin;
+  }
+}
+
+ThreadPool::ThreadPool(int threads) : state_(kClosed) {
+  if (threads < 1 || threads > 256) throw std::invalid_argument("a thread pool has 1 to 256 threads");
+  threads_.reserve(static_cast<size_t>(threads));
+  try {
+    for (int i = 0; i < threads; ++i) {
+      threads_.emplace_back([this, i] {
+        name_thread(i);
+        i == 0 ? lead() : follow(i);
+      });
+    }
+  } catch (...) {
+    // The system refused a thread: end those that run before giving up.
+    stopping_ = true;
+    {
+      std::lock_guard lock(mutex_);
+      ending_ = true;
+    }
+    wake_.notify_all();
+    state_.fetch_add(kEpoch);
+    state_.notify_all();
+    for (auto& thread : threads_) thread.join();
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  wake_.notify_all();
+  threads_[0].join();
+  stopping_ = true;
+  state_.fetch_add(kEpoch);
+  state_.notify_all();
+  for (size_t i = 1; i < threads_.size(); ++i) threads_[i].join();
+}
+
+void ThreadPool::submit(std::function<void()> job) {
+  {
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(job));
+  }
+  wake_.notify_one();
+}
+
+void ThreadPool::lead() {
+  for (;;) {
+    std::function<void()> job;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return ending_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      job = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    job();
+  }
+}
+
+void ThreadPool::enter(const Phase& phase, int index) {
+  Worker worker(index, threads(), next_);
+  try {
+    phase.call(phase.context, worker);
+  } catch (...) {
+    std::lock_guard lock(failure_mutex_);
+    if (!failure_) failure_ = std::current_exception();
+  }
+}
+
+void ThreadPool::run(Phase phase) {
+  next_.store(0, std::memory_order_relaxed);
+  if (threads() > 1) {
+    phase_ = phase;
+    left_.store(0, std::memory_order_relaxed);
+    // Nobody but the leader changes a closed word, so a plain store opens the next epoch.
+    const uint32_t epoch = (state_.load(std::memory_order_relaxed) & ~(kEpoch - 1)) + kEpoch;
+    state_.store(epoch, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) state_.notify_all();
+  }
+  enter(phase, 0);
+  if (threads() > 1) {
+    const uint32_t joined = state_.fetch_or(kClosed, std::memory_order_acq_rel) & kJoined;
+    const auto all_left = [&] { return left_.load(std::memory_order_acquire) == joined; };
+    if (!spin(all_left)) {
+      leader_sleeps_.store(true, std::memory_order_seq_cst);
+      for (uint32_t left; (left = left_.load(std::memory_order_seq_cst)) != joined;) left_.wait(left);
+      leader_sleeps_.store(false, std::memory_order_relaxed);
+    }
+  }
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void ThreadPool::follow(int index) {
+  uint32_t done = 0;  // the epoch not to join again
+  for (;;) {
+    uint32_t state = 0;
+    const auto open = [&] {
+      state = state_.load(std::memory_order_seq_cst);
+      return stopping_.load(std::memory_order_relaxed) || (!(state & kClosed) && (state & ~(kEpoch - 1)) != done);
+    };
+    if (!spin(open)) {
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      while (!open()) state_.wait(state, std::memory_order_seq_cst);
+      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    if (stopping_.load(std::memory_order_acquire)) return;
+    if (!state_.compare_exchange_strong(state, state + 1, std::memory_order_acq_rel)) continue;
+    done = state & ~(kEpoch - 1);
+    enter(phase_, index);
+    left_.fetch_add(1, std::memory_order_seq_cst);
+    if (leader_sleeps_.load(std::memory_order_seq_cst)) left_.notify_one();
+  }
+}
+
+}  // namespace niwaki

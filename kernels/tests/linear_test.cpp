@@ -1,0 +1,273 @@
+#include "cpu/linear.h"
+
+#include <cstdlib>
+
+#include "check.h"
+#include "niwaki/error.h"
+#include "tensors.h"
+
+using namespace niwaki;
+using namespace niwaki::test;
+
+namespace {
+
+/// Scratch that is aligned and ends where it says, so that the sanitizers see what goes beyond.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : data_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 64) / 64 * 64))) {
+    std::memset(data_, 0xff, bytes);
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_;
+};
+
+std::vector<float> run(ThreadPool& pool, const Tier& tier, const Matrix& matrix, Activation activation, int64_t rows,
+                       const std::vector<float>& x, bool accumulate = false) {
+  const Linear linear(tier, matrix, activation, accumulate, rows);
+  const Scratch scratch(linear.scratch_bytes());
+  std::vector<float> y(static_cast<size_t>(rows * linear.out_columns()), accumulate ? 2.5f : NAN);
+  run_job(pool, [&] {
+    const int64_t bad =
+        linear.run(pool, rows, x.data(), matrix.columns(), y.data(), linear.out_columns(), scratch.data());
+    CHECK(bad == -1);
+  });
+  return y;
+}
+
+bool same_bits(const float* a, const float* b, size_t count) { return std::memcmp(a, b, count * sizeof(float)) == 0; }
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && same_bits(a.data(), b.data(), a.size());
+}
+
+/// y = W x in double.
+std::vector<double> reference(const std::vector<Tensor>& tensors, int64_t rows, const std::vector<float>& x) {
+  int64_t width = 0;
+  for (const Tensor& tensor : tensors) width += tensor.rows;
+  std::vector<double> y(static_cast<size_t>(rows * width));
+  int64_t first = 0;
+  for (const Tensor& tensor : tensors) {
+    std::vector<float> weights(static_cast<size_t>(tensor.columns));
+    for (int64_t r = 0; r < tensor.rows; ++r) {
+      for (int64_t c = 0; c < tensor.columns; ++c) weights[static_cast<size_t>(c)] = tensor.weight(r, c);
+      for (int64_t t = 0; t < rows; ++t) {
+        double sum = 0;
+        for (int64_t c = 0; c < tensor.columns; ++c) {
+          sum += static_cast<double>(weights[static_cast<size_t>(c)]) * static_cast<double>(x[static_cast<size_t>(t * tensor.columns + c)]);
+        }
+        y[static_cast<size_t>(t * width + first + r)] = sum;
+      }
+    }
+    first += tensor.rows;
+  }
+  return y;
+}
+
+double relative_error(const std::vector<float>& y, const std::vector<double>& expected) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < y.size(); ++i) {
+    error += (y[i] - expected[i]) * (y[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+double tolerance(DataType type) { return is_sign_type(type) ? 2.5e-3 : 1e-6; }
+
+std::vector<int64_t> odd_columns(DataType type) {
+  const int64_t block = info(type).block;
+  return block == 1 ? std::vector<int64_t>{1, 15, 131, 400} : std::vector<int64_t>{block, 3 * block, 5 * block};
+}
+
+}  // namespace
+
+TEST(every_type_and_shape_agrees_with_double_in_every_tier_to_the_same_bits) {
+  ThreadPool pool(2);
+  for (const DataType type : kAllTypes) {
+    for (const int64_t out : {1, 63, 64, 65, 331}) {
+      for (const int64_t columns : odd_columns(type)) {
+        const std::vector<Tensor> tensors = {random_tensor(type, out, columns, static_cast<uint32_t>(out + columns))};
+        const auto matrix = pack(pool, tensors, columns);
+        for (const int64_t rows : {1, 2, 3, 17}) {
+          const auto x = random_activations(rows, columns, static_cast<uint32_t>(rows));
+          const auto tiers = available_tiers();
+          const auto y = run(pool, *tiers.back(), *matrix, Activation::kNone, rows, x);
+          // A single output can cancel to almost nothing; its error is then relative to nothing.
+          if (out * rows > 60) CHECK(relative_error(y, reference(tensors, rows, x)) < tolerance(type));
+          for (const Tier* tier : tiers) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, rows, x), y));
+        }
+      }
+    }
+  }
+}
+
+TEST(a_row_has_the_same_bits_in_steps_of_any_size) {
+  ThreadPool pool(2);
+  constexpr int64_t kRows = 40;
+  for (const DataType type : kAllTypes) {
+    const int64_t columns = info(type).block == 1 ? 203 : 384;
+    const int64_t out = 203;
+    const auto matrix = pack(pool, {random_tensor(type, out, columns, 7)}, columns);
+    const auto x = random_activations(kRows, columns, 8);
+    for (const Tier* tier : available_tiers()) {
+      const auto whole = run(pool, *tier, *matrix, Activation::kNone, kRows, x);
+      for (int64_t rows = 1; rows <= kRows; rows += rows < 20 ? 1 : 7) {
+        // Rows at the end of x, so that a row's place in the tile changes too.
+        const std::vector<float> tail(x.end() - rows * columns, x.end());
+        const auto y = run(pool, *tier, *matrix, Activation::kNone, rows, tail);
+        CHECK(same_bits(y.data(), whole.data() + (kRows - rows) * out, static_cast<size_t>(rows * out)));
+      }
+    }
+  }
+}
+
+TEST(threads_change_nothing) {
+  ThreadPool one(1), two(2), three(3);
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ8_0}) {
+    const auto matrix = pack(three, {random_tensor(type, 1003, 512, 1)}, 512);
+    for (const int64_t rows : {1, 5, 33}) {
+      const auto x = random_activations(rows, 512, 2);
+      const Tier& tier = *available_tiers().front();
+      const auto y = run(one, tier, *matrix, Activation::kNone, rows, x);
+      CHECK(same_bits(run(two, tier, *matrix, Activation::kNone, rows, x), y));
+      CHECK(same_bits(run(three, tier, *matrix, Activation::kNone, rows, x), y));
+    }
+  }
+}
+
+TEST(tensors_of_different_types_are_one_matrix) {
+  ThreadPool pool(2);
+  std::vector<Tensor> tensors;
+  for (const DataType type : kAllTypes) tensors.push_back(random_tensor(type, 70 + 3 * static_cast<int>(type), 256, 11));
+  const auto matrix = pack(pool, tensors, 256);
+  const auto x = random_activations(19, 256, 3);
+  const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, 19, x);
+  CHECK(relative_error(y, reference(tensors, 19, x)) < 2.5e-3);
+  for (const Tier* tier : available_tiers()) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 19, x), y));
+  // Each tensor alone gives its columns of the whole.
+  int64_t first = 0;
+  for (const Tensor& tensor : tensors) {
+    const auto alone = run(pool, *available_tiers().front(), *pack(pool, {tensor}, 256), Activation::kNone, 19, x);
+    for (int64_t t = 0; t < 19; ++t) {
+      CHECK(same_bits(alone.data() + t * tensor.rows, y.data() + t * matrix->rows() + first, static_cast<size_t>(tensor.rows)));
+    }
+    first += tensor.rows;
+  }
+}
+
+TEST(accumulate_adds_to_what_is_there) {
+  ThreadPool pool(2);
+  const auto matrix = pack(pool, {random_tensor(DataType::kQ1_0, 131, 256, 1)}, 256);
+  const auto x = random_activations(3, 256, 2);
+  const auto y = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x);
+  const auto sum = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x, true);
+  for (size_t i = 0; i < y.size(); ++i) CHECK(sum[i] == 2.5f + y[i]);
+}
+
+TEST(swiglu_pairs_gate_and_up_rows) {
+  ThreadPool pool(2);
+  for (const DataType gate : {DataType::kQ1_0, DataType::kF16, DataType::kQ2_0}) {
+    for (const DataType up : {DataType::kQ1_0, DataType::kF32}) {
+      for (const int64_t half : {1, 64, 77, 600}) {
+        const std::vector<Tensor> tensors = {random_tensor(gate, half, 256, 5), random_tensor(up, half, 256, 6)};
+        const auto matrix = pack(pool, tensors, 256);
+        const auto x = random_activations(18, 256, 7);
+        const auto stacked = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 18, x);
+        const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kSwiglu, 18, x);
+        CHECK(y.size() == static_cast<size_t>(18 * half));
+        double worst = 0;
+        for (int64_t t = 0; t < 18; ++t) {
+          for (int64_t r = 0; r < half; ++r) {
+            const double g = stacked[static_cast<size_t>(t * 2 * half + r)], u = stacked[static_cast<size_t>(t * 2 * half + half + r)];
+            const double expected = g / (1 + std::exp(-g)) * u;
+            worst = std::max(worst, std::abs(y[static_cast<size_t>(t * half + r)] - expected) / (std::abs(expected) + 1e-30));
+          }
+        }
+        CHECK(worst < 1e-6);
+        for (const Tier* tier : available_tiers()) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kSwiglu, 18, x), y));
+      }
+    }
+  }
+}
+
+TEST(swiglu_of_unequal_halves_is_refused) {
+  ThreadPool pool(1);
+  const auto matrix = pack(pool, {random_tensor(DataType::kQ1_0, 3, 128, 1), random_tensor(DataType::kQ1_0, 5, 128, 1)}, 128);
+  bool thrown = false;
+  try {
+    const Linear linear(*available_tiers().front(), *matrix, Activation::kSwiglu, false, 1);
+  } catch (const Error& error) {
+    thrown = error.code == ErrorCode::kInvalidArgument;
+  }
+  CHECK(thrown);
+}
+
+TEST(the_lowest_row_that_is_not_finite_is_named) {
+  ThreadPool pool(2);
+  for (const DataType type : kAllTypes) {
+    const auto matrix = pack(pool, {random_tensor(type, 70, 384, 1)}, 384);
+    for (const Tier* tier : available_tiers()) {
+      for (const float bad : {NAN, INFINITY, -INFINITY}) {
+        for (const int64_t row : {0, 6, 21}) {
+          auto x = random_activations(24, 384, 1);
+          x[static_cast<size_t>(row * 384 + 383)] = bad;
+          x[static_cast<size_t>(22 * 384)] = bad;
+          const Linear linear(*tier, *matrix, Activation::kNone, false, 24);
+          const Scratch scratch(linear.scratch_bytes());
+          std::vector<float> y(24 * 70);
+          run_job(pool, [&] {
+            CHECK(linear.run(pool, 24, x.data(), 384, y.data(), 70, scratch.data()) == row);
+          });
+        }
+      }
+    }
+  }
+}
+
+TEST(sums_at_the_edge_of_sixteen_bits_are_exact) {
+  ThreadPool pool(1);
+  // All activations alike are the largest sums there are; a weight of +-d for all of them, or of +2 d.
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ2_0_G128}) {
+    for (const int pattern : {0x00, 0x55, 0xaa, 0xff}) {
+      Tensor tensor = random_tensor(type, 64, 256, 1);
+      for (int64_t r = 0; r < 64; ++r) {
+        for (int64_t b = 0; b < 256 / info(type).block; ++b) {
+          const uint16_t one = float_to_half(1.0f);
+          std::memcpy(tensor.block(r, b), &one, 2);
+          std::memset(tensor.block(r, b) + 2, pattern, static_cast<size_t>(info(type).block_bytes - 2));
+        }
+      }
+      const auto matrix = pack(pool, {tensor}, 256);
+      for (const float sign : {1.0f, -1.0f}) {
+        for (const int spread : {1, 2, 4}) {  // every spread-th column, so that the maximum and not the sum decides
+          std::vector<float> x(256);
+          for (size_t i = 0; i < x.size(); i += static_cast<size_t>(spread)) x[i] = sign * (i % 3 == 0 ? -1.0f : 1.0f);
+          float expected = 0;
+          for (size_t g = 0; g < 256; g += kGroupColumns) {
+            int16_t quanta[kGroupColumns];
+            float scale;
+            CHECK(available_tiers().back()->linear.quantize(x.data() + g, kGroupColumns, quanta, &scale));
+            const size_t share = static_cast<size_t>(sign_layout(type).columns);  // columns of a weight scale
+            for (size_t first = 0; first < kGroupColumns; first += share) {
+              int64_t sum = 0;
+              for (size_t c = first; c < first + share; ++c) {
+                sum += static_cast<int64_t>(tensor.weight(0, static_cast<int64_t>(g + c))) * quanta[c];
+              }
+              expected = std::fma(static_cast<float>(sum), scale, expected);
+            }
+          }
+          for (const Tier* tier : available_tiers()) {
+            const auto y = run(pool, *tier, *matrix, Activation::kNone, 1, x);
+            for (size_t r = 0; r < 64; ++r) CHECK(y[r] == expected);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_MAIN()

@@ -1,0 +1,131 @@
+#include "cpu/thread_pool.h"
+
+#include <stdexcept>
+
+#include "tests/check.h"
+
+using niwaki::ThreadPool;
+using niwaki::Worker;
+
+namespace {
+
+/// Runs a job and waits for it.
+template <class F>
+void run_job(ThreadPool& pool, F&& f) {
+  std::atomic<bool> done{false};
+  pool.submit([&] {
+    f();
+    done = true;
+    done.notify_one();
+  });
+  done.wait(false);
+}
+
+}  // namespace
+
+TEST(every_item_runs_once) {
+  for (int threads = 1; threads <= 4; ++threads) {
+    ThreadPool pool(threads);
+    CHECK(pool.threads() == threads);
+    for (const int64_t items : {0, 1, 2, 7, 64, 1000}) {
+      std::vector<std::atomic<int>> seen(static_cast<size_t>(items));
+      std::atomic<bool> in_range{true};
+      run_job(pool, [&] {
+        pool.parallel([&](Worker& worker) {
+          worker.each(items, 3, [&](int64_t begin, int64_t end) {
+            if (end - begin > 3 || worker.index() >= worker.count()) in_range = false;
+            for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+          });
+        });
+      });
+      CHECK(in_range);
+      for (const auto& count : seen) CHECK(count == 1);
+    }
+  }
+}
+
+TEST(several_calls_in_a_phase_are_shared_one_after_another) {
+  ThreadPool pool(3);
+  std::vector<std::atomic<int>> seen(300);
+  run_job(pool, [&] {
+    for (int phase = 0; phase < 1000; ++phase) {
+      pool.parallel([&](Worker& worker) {
+        for (int64_t call = 0; call < 3; ++call) {
+          worker.each(100, 7, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(call * 100 + i)];
+          });
+        }
+      });
+    }
+  });
+  for (const auto& count : seen) CHECK(count == 1000);
+}
+
+TEST(a_hundred_thousand_phases) {
+  for (int threads = 1; threads <= 4; ++threads) {
+    ThreadPool pool(threads);
+    const int phases = threads <= 2 ? 100'000 : 10'000;  // more threads than cores wait for each other
+    int64_t total = 0;
+    std::atomic<int64_t> sum{0};
+    run_job(pool, [&] {
+      for (int phase = 0; phase < phases; ++phase) {
+        int64_t plain[8] = {};
+        pool.parallel([&](Worker& worker) {
+          worker.each(8, 1, [&](int64_t begin, int64_t) { plain[begin] = begin + phase; });
+        });
+        for (const int64_t value : plain) total += value;  // written by others, read without atomics
+      }
+    });
+    int64_t expected = 0;
+    for (int64_t phase = 0; phase < phases; ++phase) expected += 28 + 8 * phase;
+    CHECK(total == expected);
+  }
+}
+
+TEST(sleeping_threads_wake) {
+  ThreadPool pool(3);
+  for (int i = 0; i < 20; ++i) {
+    std::atomic<int> count{0};
+    run_job(pool, [&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      pool.parallel([&](Worker& worker) {
+        worker.each(30, 1, [&](int64_t, int64_t) {
+          std::this_thread::sleep_for(std::chrono::microseconds(20));
+          ++count;
+        });
+      });
+    });
+    CHECK(count == 30);
+  }
+}
+
+TEST(an_exception_of_any_thread_reaches_the_job) {
+  ThreadPool pool(3);
+  int caught = 0;
+  run_job(pool, [&] {
+    for (int i = 0; i < 1000; ++i) {
+      try {
+        pool.parallel([&](Worker& worker) {
+          worker.each(16, 1, [&](int64_t begin, int64_t) {
+            if (begin == i % 16) throw std::runtime_error("item");
+          });
+        });
+      } catch (const std::runtime_error&) {
+        ++caught;
+      }
+    }
+    pool.parallel([](Worker&) {});  // and is forgotten after that
+  });
+  CHECK(caught == 1000);
+}
+
+TEST(the_end_runs_what_is_queued) {
+  std::atomic<int> ran{0};
+  {
+    ThreadPool pool(2);
+    for (int i = 0; i < 50; ++i) pool.submit([&] { ++ran; });
+  }
+  CHECK(ran == 50);
+}
+
+TEST_MAIN()
