@@ -39,8 +39,9 @@ KvShape checked(const KvShape& shape) {
 }  // namespace
 
 // [layer][block][kv head][keys, values]: what one block takes of a layer lies together.
-KvCache::KvCache(const KvShape& shape)
-    : shape_(checked(shape)), memory_(std::make_unique<MappedMemory>(bytes(), "the KV cache")) {}
+KvCache::KvCache(const KvShape& shape) : shape_(checked(shape)), memory_(std::make_unique<MappedMemory>()) {
+  memory_->reserve(bytes(), "the KV cache");
+}
 
 KvCache::~KvCache() = default;
 

@@ -9,7 +9,7 @@
 
 namespace niwaki {
 
-MappedMemory::MappedMemory(size_t bytes, const std::string& what) : size_(bytes) {
+void MappedMemory::reserve(size_t bytes, const std::string& what) {
   if (bytes == 0) return;
   int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 #ifdef MAP_NORESERVE
@@ -21,6 +21,7 @@ MappedMemory::MappedMemory(size_t bytes, const std::string& what) : size_(bytes)
                                              std::generic_category().message(errno));
   }
   data_ = static_cast<std::byte*>(memory);
+  size_ = bytes;
 }
 
 MappedMemory::~MappedMemory() {

@@ -8,11 +8,11 @@ namespace niwaki {
 class MappedMemory {
  public:
   MappedMemory() = default;
-  /// Throws kOutOfMemory; `what` is for its message.
-  MappedMemory(size_t bytes, const std::string& what);
   ~MappedMemory();
   MappedMemory(const MappedMemory&) = delete;
   MappedMemory& operator=(const MappedMemory&) = delete;
+  /// Once. Throws kOutOfMemory; `what` is for its message.
+  void reserve(size_t bytes, const std::string& what);
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
