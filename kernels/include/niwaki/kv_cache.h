@@ -5,6 +5,8 @@
 
 namespace niwaki {
 
+class MappedMemory;
+
 enum class KvType : int32_t { kF16, kF32 };
 
 struct KvShape {
@@ -30,12 +32,14 @@ class KvCache {
 
   const KvShape& shape() const { return shape_; }
   size_t bytes() const;
-  void* keys(int32_t layer, int32_t block, int32_t kv_head);
-  void* values(int32_t layer, int32_t block, int32_t kv_head);
+  std::byte* keys(int32_t layer, int32_t block, int32_t kv_head) const;
+  std::byte* values(int32_t layer, int32_t block, int32_t kv_head) const;
+  /// From a page to the same page of the next block.
+  size_t block_bytes() const;
 
  private:
   KvShape shape_;
-  void* memory_ = nullptr;
+  std::unique_ptr<MappedMemory> memory_;
 };
 
 }  // namespace niwaki

@@ -1,0 +1,136 @@
+#include "niwaki/device.h"
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#include "cpu/plan.h"
+#include "cpu/plan_check.h"
+#include "cpu/thread_pool.h"
+#include "cpu/tier.h"
+#include "niwaki/error.h"
+
+namespace niwaki {
+namespace {
+
+class CpuJob final : public Job {
+ public:
+  void cancel() override { cancelled.store(true, std::memory_order_relaxed); }
+  std::atomic<bool> cancelled{false};
+};
+
+/// Cores that this process may use: its affinity, and the share of processor time that its control group allows.
+int32_t usable_cores() {
+  int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+  std::ifstream limit("/sys/fs/cgroup/cpu.max");  // "max 100000" or "200000 100000": time in every period
+  int64_t quota, period;
+  if (limit >> quota >> period && quota > 0 && period > 0) cores = std::min(cores, std::max<int64_t>(1, quota / period));
+  return static_cast<int32_t>(std::min<int64_t>(cores, 256));
+}
+
+/// What a job throws, as an Error of this library where it has a code for it.
+template <class F>
+std::exception_ptr failure_of(F&& f) {
+  try {
+    try {
+      f();
+      return nullptr;
+    } catch (const std::bad_alloc&) {
+      throw Error(ErrorCode::kOutOfMemory, "the system gave no more memory");
+    }
+  } catch (...) {
+    return std::current_exception();
+  }
+}
+
+class CpuDevice final : public Device {
+ public:
+  CpuDevice(const Tier& tier, int32_t threads) : tier_(tier), tier_name_(tier.name), pool_(threads) {}
+
+  /// Cancels what is queued; the pool's end waits for what runs.
+  ~CpuDevice() override { closing_.store(true, std::memory_order_relaxed); }
+
+  int32_t threads() const override { return pool_.threads(); }
+  const std::string& tier() const override { return tier_name_; }
+
+  std::shared_ptr<Job> load(std::vector<MatrixSource> sources, int64_t columns, std::shared_ptr<void> keep_alive,
+                            MatrixDone done) override {
+    auto job = std::make_shared<CpuJob>();
+    pool_.submit([this, job, sources = std::move(sources), columns, keep_alive = std::move(keep_alive),
+                  done = std::move(done)]() mutable {
+      std::shared_ptr<const Matrix> matrix;
+      const std::exception_ptr failure = failure_of([&] {
+        start(*job, "the load");
+        matrix = Matrix::pack(sources, columns, pool_);
+      });
+      keep_alive.reset();
+      done(failure, std::move(matrix));
+    });
+    return job;
+  }
+
+  std::shared_ptr<Plan> compile(PlanSpec spec) override {
+    return std::make_shared<CpuPlan>(std::move(spec), tier_, pool_, identity_);
+  }
+
+  std::shared_ptr<Job> run(std::shared_ptr<Plan> plan, Step step, StepDone done) override {
+    auto cpu_plan = std::dynamic_pointer_cast<CpuPlan>(std::move(plan));
+    if (cpu_plan == nullptr || cpu_plan->owner() != identity_.get()) {
+      throw Error(ErrorCode::kInvalidArgument, "the plan was compiled on another device");
+    }
+    check_step(cpu_plan->spec(), step);
+    auto job = std::make_shared<CpuJob>();
+    pool_.submit([this, job, plan = std::move(cpu_plan), step = std::move(step), done = std::move(done)]() mutable {
+      StepResult result;
+      const std::exception_ptr failure = failure_of([&] {
+        start(*job, "the step");
+        result = plan->run(step, job->cancelled);
+      });
+      plan.reset();
+      done(failure, std::move(result));
+    });
+    return job;
+  }
+
+ private:
+  void start(const CpuJob& job, const char* what) const {
+    if (closing_.load(std::memory_order_relaxed)) {
+      throw Error(ErrorCode::kCancelled, std::string(what) + " was cancelled: the device was closed before it began");
+    }
+    if (job.cancelled.load(std::memory_order_relaxed)) {
+      throw Error(ErrorCode::kCancelled, std::string(what) + " was cancelled before it began");
+    }
+  }
+
+  const Tier& tier_;
+  const std::string tier_name_;
+  const std::shared_ptr<const void> identity_ = std::make_shared<char>();
+  std::atomic<bool> closing_{false};
+  ThreadPool pool_;  // last: its end runs the jobs that use the above
+};
+
+}  // namespace
+
+std::shared_ptr<Device> Device::open(const Options& options) {
+  if (options.threads < 0 || options.threads > 256) {
+    throw Error(ErrorCode::kInvalidArgument, "threads must be 0 to 256, got " + std::to_string(options.threads));
+  }
+  const Tier& tier = choose_tier(options.tier);
+  const int32_t threads = options.threads == 0 ? usable_cores() : options.threads;
+  try {
+    return std::make_shared<CpuDevice>(tier, threads);
+  } catch (const std::system_error& error) {
+    throw Error(ErrorCode::kOutOfMemory, "cannot start " + std::to_string(threads) + " threads: " + error.what());
+  }
+}
+
+std::vector<std::string> Device::tiers() {
+  std::vector<std::string> names;
+  for (const Tier* tier : available_tiers()) names.push_back(tier->name);
+  return names;
+}
+
+}  // namespace niwaki

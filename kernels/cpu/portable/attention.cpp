@@ -1,0 +1,7 @@
+#include "cpu/attention_kernels_impl.h"
+
+namespace niwaki {
+
+const AttentionKernels kPortableAttentionKernels = {attend, store_key, store_value};
+
+}  // namespace niwaki

@@ -1,0 +1,50 @@
+#include "cpu/tier.h"
+
+#include <cstdlib>
+
+#include "cpu/attention_kernels.h"
+#include "cpu/linear_kernels.h"
+#include "cpu/row_kernels.h"
+#include "niwaki/error.h"
+
+namespace niwaki {
+namespace {
+
+const Tier kPortable = {"portable", kPortableLinearKernels, kPortableRowKernels, kPortableAttentionKernels};
+
+#ifdef NIWAKI_AVX2
+const Tier kAvx2 = {"avx2", kAvx2LinearKernels, kAvx2RowKernels, kAvx2AttentionKernels};
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+         __builtin_cpu_supports("bmi2");
+}
+#endif
+
+}  // namespace
+
+std::vector<const Tier*> available_tiers() {
+  std::vector<const Tier*> tiers;
+#ifdef NIWAKI_AVX2
+  if (has_avx2()) tiers.push_back(&kAvx2);
+#endif
+  tiers.push_back(&kPortable);
+  return tiers;
+}
+
+const Tier& choose_tier(const std::string& name) {
+  const char* variable = std::getenv("NIWAKI_TIER");
+  const bool from_variable = name.empty() && variable != nullptr && variable[0] != 0;
+  const std::string wanted = from_variable ? variable : name;
+  const std::vector<const Tier*> tiers = available_tiers();
+  if (wanted.empty()) return *tiers.front();
+  std::string names;
+  for (const Tier* tier : tiers) {
+    if (wanted == tier->name) return *tier;
+    names += std::string(names.empty() ? "" : ", ") + tier->name;
+  }
+  throw Error(ErrorCode::kUnsupported, "there is no tier \"" + wanted + "\"" + (from_variable ? " (from NIWAKI_TIER)" : "") +
+                                           " on this machine; it has " + names);
+}
+
+}  // namespace niwaki
