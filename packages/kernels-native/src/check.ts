@@ -43,7 +43,8 @@ export function checkObject<T extends object>(argument: string, value: T): T {
 }
 
 export function checkInstance<T>(argument: string, value: T, type: { prototype: T; name: string }): T {
-  if (!(value instanceof (type as unknown as new () => object))) throw invalid(argument, value, `it must be ${article(type.name)}`);
+  if (!(value instanceof (type as unknown as new () => object)))
+    throw invalid(argument, value, `it must be ${article(type.name)}`);
   return value;
 }
 

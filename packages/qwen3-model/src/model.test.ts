@@ -193,9 +193,10 @@ describe("Qwen3Model", () => {
     const running = (async () => {
       for await (const _ of short.generate(STORY));
     })();
+    const ended = expect(running).rejects.toMatchObject({ code: "disposed" });
     await new Promise((resolve) => setTimeout(resolve, 2));
     await short.dispose();
-    await expect(running).rejects.toMatchObject({ code: "disposed" });
+    await ended;
     expect(() => short.generate(STORY)).toThrow(expect.objectContaining({ code: "disposed" }));
   });
 });
