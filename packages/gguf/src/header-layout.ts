@@ -33,9 +33,8 @@ export interface HeaderLayout {
   readonly end: number;
 }
 
-// Limits of the parser that reads the values, far above any model's. Checked here, where the place is known.
+// Far above any model's; the parser that reads the values has the same limits.
 const maxEntries = 100_000;
-const maxStringBytes = 10_000_000;
 const maxArrayDepth = 4;
 const maxDimension = 2 ** 32;
 /** ggml's own limit. */
@@ -201,7 +200,7 @@ function skipValue(cursor: HeaderCursor, typeId: number, what: string): void {
   if (typeId === arrayTypeId) {
     skipArray(cursor, what, 0);
   } else if (typeId === scalarTypeIds.string) {
-    skipText(cursor, what);
+    cursor.string(what);
   } else if (typeId === scalarTypeIds.bool) {
     skipBools(cursor, 1, what);
   } else if (size !== undefined) {
@@ -212,20 +211,6 @@ function skipValue(cursor: HeaderCursor, typeId: number, what: string): void {
 }
 
 const knownTypes = "GGUF has the types 0 to 12: convert the model again";
-
-function skipText(cursor: HeaderCursor, what: string): void {
-  const start = cursor.offset;
-  const length = cursor.u64(`the length of ${what}`);
-  if (length > maxStringBytes && cursor.offset + length <= cursor.fileSize) {
-    throw cursor.error(
-      "corrupt",
-      `${what} is a string of ${length} bytes; more than ${maxStringBytes} are not read`,
-      start,
-    );
-  }
-  cursor.offset = start;
-  cursor.string(what);
-}
 
 function skipArray(cursor: HeaderCursor, what: string, depth: number): void {
   const start = cursor.offset;

@@ -17,8 +17,9 @@ export function isLongValue({ typeId, value, end }: MetadataPlace): boolean {
 
 /**
  * Lets @huggingface/gguf parse the header whose structure `layout` has established. It never sees the file, only a header
- * put together from the checked bytes; arrays are left out of it, because the parser reads an array from its start again
- * for every 2 MB it has to fetch, and makes a text decoder for each of a vocabulary's 300,000 strings.
+ * put together from the checked bytes, without {@link isLongValue long values}: the parser reads an array from its start
+ * again for every 2 MB it fetches, makes a text decoder for each of a vocabulary's 300,000 strings, and cuts a text off
+ * where the bytes it has fetched end.
  */
 export async function parseValues(cursor: HeaderCursor, layout: HeaderLayout): Promise<ParsedValues> {
   const header = shortHeader(cursor, layout);
