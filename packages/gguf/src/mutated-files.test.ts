@@ -1,4 +1,5 @@
-import { readFile, writeFile } from "node:fs/promises";
+import { writeFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import { beforeAll, describe, expect, it } from "vitest";
 import { dequantize } from "./dequantize.js";
 import { GgufError } from "./gguf-error.js";
@@ -137,7 +138,7 @@ describe("damaged", () => {
     for (let i = 0; i < 10_000; i++) {
       const seed = i % 100 === 0 ? published : seeds[0]!.bytes;
       const damaged = mutate(seed, random, i % 3 === 0 ? seed.length : 2000);
-      await writeFile(path, damaged);
+      writeFileSync(path, damaged);
       try {
         const file = await GgufFile.open(path);
         checkHeader(file, damaged.length);
