@@ -7,7 +7,7 @@ import type { GgufValue } from "./value-type.js";
 
 const firstRead = 256 * 1024;
 /** Far above the header of any model (a vocabulary of 256k tokens with merges takes about 15 MB). */
-const maxHeaderBytes = 256 * 2 ** 20;
+const maxHeaderBytes = 64 * 2 ** 20;
 const maxReadBytes = 2 ** 30;
 
 /** A GGUF file's metadata and tensors. The file is open only while something is read from it: there is nothing to close. */

@@ -18,6 +18,8 @@ export class HeaderCursor {
   offset = 0;
   /** The metadata key or tensor that is being read, for errors. */
   subject: Pick<GgufErrorPlace, "key" | "tensor"> = {};
+  /** Elements of all arrays so far. */
+  arrayElements = 0;
   readonly view: DataView;
   readonly #buffer: Buffer;
 

@@ -33,9 +33,11 @@ export interface HeaderLayout {
   readonly end: number;
 }
 
-// Far above any model's; the parser that reads the values has the same limits.
+// Limits far above any model's.
 const maxEntries = 100_000;
 const maxArrayDepth = 4;
+/** Of all arrays together: an element of one byte in the file takes eight in memory. */
+const maxElements = 8_000_000;
 const maxDimension = 2 ** 32;
 /** ggml's own limit. */
 const maxDimensions = 4;
@@ -133,7 +135,7 @@ function readVersion(cursor: HeaderCursor): number {
   if (version === 2 || version === 3) return version;
   cursor.offset -= 4;
   const swapped = cursor.view.getUint32(cursor.offset, false);
-  if (swapped >= 1 && swapped <= 0xffff) throw wrongEndian(cursor);
+  if (swapped >= 1 && swapped <= 0xff) throw wrongEndian(cursor);
   throw cursor.error(
     "unsupported-version",
     `GGUF version ${version} cannot be read, only 2 and 3; ` +
@@ -228,6 +230,14 @@ function skipArray(cursor: HeaderCursor, what: string, depth: number): void {
       "truncated",
       `${what} is an array of ${count} elements, which take at least ${count * elementBytes} bytes, but only ` +
         `${cursor.fileSize - cursor.offset} are left in the file; it is cut short or damaged: download or convert it again`,
+      start,
+    );
+  }
+  cursor.arrayElements += count;
+  if (cursor.arrayElements > maxElements) {
+    throw cursor.error(
+      "corrupt",
+      `${what} is one of arrays with more than ${maxElements} elements; that is not read`,
       start,
     );
   }

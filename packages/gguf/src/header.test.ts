@@ -444,6 +444,14 @@ describe("refuses", () => {
     expect(error).toMatchObject({ code, offset, key: "k" });
   });
 
+  it("arrays of more than 8 million elements together", async () => {
+    const bytes = (count: number) => [u32(uint8), u64(count), Buffer.alloc(count)];
+    const entries = [entry("a", array, ...bytes(5_000_000)), entry("b", array, ...bytes(3_000_001))];
+    const error = await refusal(rawGguf({ entries }));
+    expect(error).toMatchObject({ code: "corrupt", key: "b" });
+    expect(error.message).toContain("one of arrays with more than 8000000 elements; that is not read");
+  });
+
   it("a key that no JavaScript object can have", async () => {
     const error = await refusal(rawGguf({ entries: [entry("__proto__", uint32, u32(1))] }));
     expect(error).toMatchObject({ code: "corrupt", offset: 24, key: "__proto__" });
