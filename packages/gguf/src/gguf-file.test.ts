@@ -5,8 +5,8 @@ import { describe, expect, it } from "vitest";
 import { dequantize } from "./dequantize.js";
 import { GgufError } from "./gguf-error.js";
 import { GgufFile } from "./gguf-file.js";
-import { entry, rawGguf, tensorInfo, text, u32, u64 } from "./raw-gguf.js";
-import { temporaryFolder } from "./temporary-folder.js";
+import { temporaryFolder } from "./test-folder.js";
+import { entry, rawGguf, tensorInfo, text, u32, u64 } from "./test-raw-gguf.js";
 import { writeGguf } from "./write-gguf.js";
 
 const at = temporaryFolder();
@@ -97,7 +97,7 @@ describe("open", () => {
   });
 
   it.skipIf(process.platform === "win32")("refuses a pipe without waiting for its writer", async () => {
-    execFileSync("mkfifo", [at("pipe.gguf")]);
+    execFileSync("/usr/bin/mkfifo", [at("pipe.gguf")]);
     await expect(GgufFile.open(at("pipe.gguf"))).rejects.toMatchObject({ code: "unreadable" });
   });
 

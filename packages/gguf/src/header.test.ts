@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { GgufError, type GgufErrorCode } from "./gguf-error.js";
 import { parseHeader } from "./header.js";
 import { MoreBytesNeeded } from "./header-cursor.js";
-import { entry, rawGguf, tensorInfo, text, u32, u64 } from "./raw-gguf.js";
+import { entry, rawGguf, tensorInfo, text, u32, u64 } from "./test-raw-gguf.js";
 
 const uint8 = 0;
 const uint32 = 4;

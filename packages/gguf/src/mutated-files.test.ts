@@ -6,11 +6,11 @@ import { GgufError } from "./gguf-error.js";
 import { GgufFile } from "./gguf-file.js";
 import { type GgufHeader, parseHeader } from "./header.js";
 import { MoreBytesNeeded } from "./header-cursor.js";
-import { mutate, randomNumbers } from "./mutation.js";
 import { quantize } from "./quantize.js";
-import { entry, rawGguf, tensorInfo, text, u32, u64 } from "./raw-gguf.js";
-import { temporaryFolder } from "./temporary-folder.js";
 import { type TensorType, tensorTypes } from "./tensor-type.js";
+import { temporaryFolder } from "./test-folder.js";
+import { mutate, randomNumbers } from "./test-mutation.js";
+import { entry, rawGguf, tensorInfo, text, u32, u64 } from "./test-raw-gguf.js";
 import { writeGguf } from "./write-gguf.js";
 
 const at = temporaryFolder();
