@@ -3,25 +3,11 @@
 #include <stdexcept>
 
 #include "tests/check.h"
+#include "tests/job.h"
 
 using niwaki::ThreadPool;
 using niwaki::Worker;
-
-namespace {
-
-/// Runs a job and waits for it.
-template <class F>
-void run_job(ThreadPool& pool, F&& f) {
-  std::atomic<bool> done{false};
-  pool.submit([&] {
-    f();
-    done = true;
-    done.notify_one();
-  });
-  done.wait(false);
-}
-
-}  // namespace
+using niwaki::test::run_job;
 
 TEST(every_item_runs_once) {
   for (int threads = 1; threads <= 4; ++threads) {

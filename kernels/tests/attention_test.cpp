@@ -1,0 +1,184 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/attention_kernels.h"
+#include "cpu/tier.h"
+#include "niwaki/kv_cache.h"
+#include "tests/check.h"
+#include "tests/random.h"
+
+using namespace niwaki;
+using niwaki::test::Random;
+
+namespace {
+
+struct Shape {
+  int heads, kv_heads, head_dim, block_size;
+  KvType type;
+};
+
+/// A sequence with its queries, keys and values, and where its pages are.
+struct Sequence {
+  int length;
+  std::vector<int32_t> table;
+  std::vector<float> q, k, v;  // [position][head][head_dim]
+};
+
+float rounded(float x, KvType type) {
+  if (type == KvType::kF32) return x;
+  // To 11 significant bits, as float16 has them for numbers of ordinary size.
+  int e;
+  const float m = std::frexp(x, &e);
+  return std::ldexp(std::nearbyint(m * 2048), e - 11);
+}
+
+class Bench {
+ public:
+  Bench(const Shape& shape, std::vector<int> lengths, uint64_t seed) : shape_(shape), random_(seed) {
+    int blocks = 3;  // some that nobody owns
+    for (const int length : lengths) blocks += (length + shape.block_size - 1) / shape.block_size;
+    std::vector<int32_t> free(static_cast<size_t>(blocks));
+    for (size_t i = 0; i < free.size(); ++i) free[i] = static_cast<int32_t>(i);
+    for (size_t i = free.size(); i-- > 1;) std::swap(free[i], free[static_cast<size_t>(random_.below(static_cast<int64_t>(i) + 1))]);
+    blocks_ = blocks;
+    for (const int length : lengths) {
+      Sequence s;
+      s.length = length;
+      for (int b = 0; b * shape.block_size < length; ++b) {
+        s.table.push_back(free.back());
+        free.pop_back();
+      }
+      s.q = random_.normals(static_cast<size_t>(length * shape.heads * shape.head_dim), 2);
+      s.k = random_.normals(static_cast<size_t>(length * shape.kv_heads * shape.head_dim));
+      s.v = random_.normals(static_cast<size_t>(length * shape.kv_heads * shape.head_dim));
+      sequences.push_back(std::move(s));
+    }
+  }
+
+  /// The output of every position, [sequence][position][head][head_dim], its positions taken `tile` rows at a time.
+  std::vector<std::vector<float>> run(const AttentionKernels& kernels, int tile_rows) {
+    // Every slot holds NaN until it is written, and a tile is written just before it attends.
+    KvCache kv({1, shape_.kv_heads, shape_.head_dim, shape_.block_size, blocks_, shape_.type});
+    std::memset(kv.keys(0, 0, 0), 0xff, kv.bytes());
+    const int group = shape_.heads / shape_.kv_heads, dim = shape_.head_dim, block = shape_.block_size;
+    const bool half = shape_.type == KvType::kF16;
+    std::vector<std::vector<float>> outs;
+    for (const Sequence& s : sequences) {
+      std::vector<float> out(s.q.size());
+      for (int begin = 0; begin < s.length; begin += tile_rows) {
+        const int rows = std::min(tile_rows, s.length - begin);
+        for (int p = begin; p < begin + rows; ++p) {
+          for (int h = 0; h < shape_.kv_heads; ++h) {
+            const size_t at = static_cast<size_t>((p * shape_.kv_heads + h) * dim);
+            const int32_t id = s.table[static_cast<size_t>(p / block)];
+            CHECK(kernels.store_key(&s.k[at], dim, block, p % block, half, kv.keys(0, id, h)));
+            CHECK(kernels.store_value(&s.v[at], dim, p % block, half, kv.values(0, id, h)));
+          }
+        }
+        for (int h = 0; h < shape_.kv_heads; ++h) {
+          std::vector<float> scratch(static_cast<size_t>(attention_scratch(rows * group, dim, block)), NAN);
+          const size_t at = static_cast<size_t>((begin * shape_.heads + h * group) * dim);
+          const int64_t stride = shape_.heads * dim;
+          kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.keys(0, 0, h), kv.values(0, 0, h),
+                          kv.block_bytes(), block, half, 1 / std::sqrt(static_cast<float>(dim)), &out[at], stride,
+                          scratch.data()});
+        }
+      }
+      outs.push_back(std::move(out));
+    }
+    return outs;
+  }
+
+  /// Largest difference to softmax(q k / sqrt d) v in double.
+  double error(const std::vector<std::vector<float>>& outs) const {
+    double worst = 0;
+    const int group = shape_.heads / shape_.kv_heads, dim = shape_.head_dim;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      const Sequence& s = sequences[i];
+      for (int p = 0; p < s.length; ++p) {
+        for (int h = 0; h < shape_.heads; ++h) {
+          const float* q = &s.q[static_cast<size_t>((p * shape_.heads + h) * dim)];
+          const auto page = [&](const std::vector<float>& x, int t) {
+            return &x[static_cast<size_t>((t * shape_.kv_heads + h / group) * dim)];
+          };
+          std::vector<double> weights;
+          double max = -INFINITY, sum = 0;
+          for (int t = 0; t <= p; ++t) {
+            double score = 0;
+            for (int d = 0; d < dim; ++d) score += static_cast<double>(q[d]) * rounded(page(s.k, t)[d], shape_.type);
+            weights.push_back(score / std::sqrt(static_cast<double>(dim)));
+            max = std::max(max, weights.back());
+          }
+          for (double& w : weights) sum += w = std::exp(w - max);
+          for (int d = 0; d < dim; ++d) {
+            double exact = 0;
+            for (int t = 0; t <= p; ++t) exact += weights[static_cast<size_t>(t)] / sum * rounded(page(s.v, t)[d], shape_.type);
+            const double got = outs[i][static_cast<size_t>((p * shape_.heads + h) * dim + d)];
+            worst = std::max(worst, std::isfinite(got) ? std::fabs(got - exact) : INFINITY);
+          }
+        }
+      }
+    }
+    return worst;
+  }
+
+  std::vector<Sequence> sequences;
+
+ private:
+  Shape shape_;
+  Random random_;
+  int blocks_;
+};
+
+const Shape kShapes[] = {
+    {4, 2, 64, 16, KvType::kF16}, {8, 2, 128, 32, KvType::kF16}, {3, 1, 80, 16, KvType::kF32},
+    {4, 4, 16, 48, KvType::kF16}, {6, 2, 128, 16, KvType::kF32}, {16, 1, 64, 16, KvType::kF16},
+};
+
+}  // namespace
+
+TEST(matches_double_with_scattered_blocks) {
+  for (const Shape& shape : kShapes) {
+    Bench bench(shape, {1, 50, 16, 17, 97}, 7);
+    const double error = bench.error(bench.run(available_tiers().front()->attention, 8));
+    CHECK(error < 2e-6);
+  }
+}
+
+TEST(every_tier_and_every_tiling_has_the_same_bits) {
+  for (const Shape& shape : kShapes) {
+    Bench bench(shape, {70, 33}, 8);
+    const auto first = bench.run(available_tiers().back()->attention, 1);
+    for (const Tier* tier : available_tiers()) {
+      for (const int rows : {1, 7, 16, 70}) CHECK(bench.run(tier->attention, rows) == first);
+    }
+  }
+}
+
+TEST(very_unequal_scores_stay_exact) {
+  for (const Tier* tier : available_tiers()) {
+    Bench bench({2, 1, 32, 16, KvType::kF32}, {40}, 9);
+    for (float& q : bench.sequences[0].q) q *= 200;
+    CHECK(bench.error(bench.run(tier->attention, 16)) < 2e-4);
+  }
+}
+
+TEST(stores_tell_what_float16_cannot_hold) {
+  for (const Tier* tier : available_tiers()) {
+    const auto fits = [&](float value, bool half) {
+      std::vector<float> x(32, 1.0f);
+      x[19] = value;
+      std::vector<std::byte> page(32 * 16 * 4);
+      const bool key = tier->attention.store_key(x.data(), 32, 16, 3, half, page.data());
+      CHECK(key == tier->attention.store_value(x.data(), 32, 3, half, page.data()));
+      return key;
+    };
+    CHECK(fits(65504, true) && fits(-65519, true));
+    CHECK(!fits(65520, true) && !fits(-1e9f, true) && !fits(NAN, true) && !fits(INFINITY, true));
+    CHECK(fits(1e9f, false));
+    CHECK(!fits(NAN, false) && !fits(-INFINITY, false));
+  }
+}
+
+TEST_MAIN()
