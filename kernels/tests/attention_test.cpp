@@ -142,7 +142,7 @@ TEST(matches_double_with_scattered_blocks) {
   for (const Shape& shape : kShapes) {
     Bench bench(shape, {1, 50, 16, 17, 97}, 7);
     const double error = bench.error(bench.run(available_tiers().front()->attention, 8));
-    CHECK(error < 2e-6);
+    CHECK(error < 5e-6);  // scores up to some 20, summed in float32
   }
 }
 
