@@ -45,7 +45,7 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
       } catch (const Error& error) {
         throw Error(error.code, labeled.label + ": " + error.what());
       }
-      linear_bytes = std::max(linear_bytes, bound.linear->scratch_bytes());
+      linear_bytes = std::max(linear_bytes, bound.linear->scratch_bytes(pool.threads()));
     } else if (const auto* op = std::get_if<RopeTableOp>(&labeled.op)) {
       bound.rope = std::make_unique<Rope>(op->rope, labeled.label);
     } else if (const auto* op = std::get_if<PagedAttentionOp>(&labeled.op)) {
