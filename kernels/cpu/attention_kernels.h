@@ -4,8 +4,9 @@
 
 namespace niwaki {
 
-/// The work of attention that shares the pages of one KV head: consecutive rows of one sequence and the query heads of the
-/// group. Every (row, query head) is computed alone and in one order, whatever else is in the tile:
+/// The work of attention that shares the pages of one KV head: consecutive rows of one sequence and the query
+/// heads of the group. Every (row, query head) is computed alone and in one order, whatever else is in the
+/// tile:
 ///
 ///   for every block up to the row's position, ascending, its tokens t up to the row's position:
 ///     s[t] = (q[0] k[0][t] + q[1] k[1][t] + ... by fma, d ascending) * scale
@@ -16,22 +17,22 @@ namespace niwaki {
 ///
 /// Slots after a row's position are never part of a sum, whatever their memory holds.
 struct AttentionTile {
-  const float* q;            // first row, first head of the group: heads are adjacent
-  int64_t q_stride;          // floats from row to row
+  const float* q;    // first row, first head of the group: heads are adjacent
+  int64_t q_stride;  // floats from row to row
   int32_t rows;
-  int32_t group;             // query heads of this KV head
+  int32_t group;  // query heads of this KV head
   int32_t head_dim;
-  int32_t first_position;    // of the first row
+  int32_t first_position;  // of the first row
   const int32_t* block_table;
-  const std::byte* keys;     // of block 0: [head_dim][block_size]
-  const std::byte* values;   // of block 0: [block_size][head_dim]
-  size_t block_bytes;        // from block to block
+  const std::byte* keys;    // of block 0: [head_dim][block_size]
+  const std::byte* values;  // of block 0: [block_size][head_dim]
+  size_t block_bytes;       // from block to block
   int32_t block_size;
-  bool half;                 // float16 pages, or float32
+  bool half;  // float16 pages, or float32
   float scale;
-  float* out;                // first row, first head of the group
+  float* out;  // first row, first head of the group
   int64_t out_stride;
-  float* scratch;            // attention_scratch() floats, 64-byte aligned
+  float* scratch;  // attention_scratch() floats, 64-byte aligned
 };
 
 /// Floats of scratch for a tile of `units` = rows * group.
@@ -43,9 +44,10 @@ constexpr int64_t attention_scratch(int64_t units, int64_t head_dim, int64_t blo
 struct AttentionKernels {
   void (*attend)(const AttentionTile& tile);
 
-  /// Stores one head of one token, `slot` being its place in the page: keys (x[d] to page[d][slot]) and values (x[d] to
-  /// page[slot][d]). False if a value is not finite in the page's type.
-  bool (*store_key)(const float* x, int32_t head_dim, int32_t block_size, int32_t slot, bool half, std::byte* page);
+  /// Stores one head of one token, `slot` being its place in the page: keys (x[d] to page[d][slot]) and
+  /// values (x[d] to page[slot][d]). False if a value is not finite in the page's type.
+  bool (*store_key)(const float* x, int32_t head_dim, int32_t block_size, int32_t slot, bool half,
+                    std::byte* page);
   bool (*store_value)(const float* x, int32_t head_dim, int32_t slot, bool half, std::byte* page);
 };
 

@@ -1,7 +1,8 @@
-// The kernels of attention_kernels.h over F32x16; a tier's attention.cpp includes this after choosing its simd.h.
+// The kernels of attention_kernels.h over F32x16; a tier's attention.cpp includes this after choosing its
+// simd.h.
 //
-// A unit is one (row, query head). Units run in groups of up to kGroup, which share every load of a page and give
-// the processor independent sums; which units share a group changes no bit.
+// A unit is one (row, query head). Units run in groups of up to kGroup, which share every load of a page and
+// give the processor independent sums; which units share a group changes no bit.
 #pragma once
 #include "cpu/attention_kernels.h"
 #include "cpu/simd.h"
@@ -11,8 +12,12 @@ namespace {
 
 constexpr int kGroup = 4;
 
-inline F32x16 load16(const float* p) { return F32x16::load(p); }
-inline F32x16 load16(const uint16_t* p) { return F32x16::load_f16(p); }
+inline F32x16 load16(const float* p) {
+  return F32x16::load(p);
+}
+inline F32x16 load16(const uint16_t* p) {
+  return F32x16::load_f16(p);
+}
 
 /// scores[u][t] = sum over d of q[u][d] * keys[d][t], for N units and all tokens of a block.
 template <int N, class Page>
@@ -28,13 +33,15 @@ inline void dot_keys(const float* const* q, const Page* keys, int head_dim, int 
   }
 }
 
-/// sums[u] = sums[u] * corrections[u] + sum over the first `tokens` t of weights[u][t] * values[t], for N units.
+/// sums[u] = sums[u] * corrections[u] + sum over the first `tokens` t of weights[u][t] * values[t], for N
+/// units.
 template <int N, class Page>
-inline void add_values(const float* weights, const float* corrections, const Page* values, int tokens, int head_dim,
-                       int block_size, float* sums) {
+inline void add_values(const float* weights, const float* corrections, const Page* values, int tokens,
+                       int head_dim, int block_size, float* sums) {
   for (int d = 0; d < head_dim; d += kLanes) {
     F32x16 a[N];
-    for (int u = 0; u < N; ++u) a[u] = F32x16::load(sums + u * head_dim + d) * F32x16::broadcast(corrections[u]);
+    for (int u = 0; u < N; ++u)
+      a[u] = F32x16::load(sums + u * head_dim + d) * F32x16::broadcast(corrections[u]);
     for (int t = 0; t < tokens; ++t) {
       const F32x16 v = load16(values + static_cast<int64_t>(t) * head_dim + d);
       for (int u = 0; u < N; ++u) a[u] = fma(F32x16::broadcast(weights[u * block_size + t]), v, a[u]);
@@ -52,27 +59,32 @@ struct Size {
 template <class F>
 inline void with_size(int n, F&& f) {
   switch (n) {
-    case 1: return f(Size<1>{});
-    case 2: return f(Size<2>{});
-    case 3: return f(Size<3>{});
-    default: return f(Size<kGroup>{});
+    case 1:
+      return f(Size<1>{});
+    case 2:
+      return f(Size<2>{});
+    case 3:
+      return f(Size<3>{});
+    default:
+      return f(Size<kGroup>{});
   }
 }
 
 struct Units {
   int count;
-  float* sums;         // [unit][head_dim]
-  float* scores;       // [unit][block_size], then the weights
-  float* totals;       // [unit][16]
-  float* maxima;       // [unit], padded to 16, as the two below
+  float* sums;    // [unit][head_dim]
+  float* scores;  // [unit][block_size], then the weights
+  float* totals;  // [unit][16]
+  float* maxima;  // [unit], padded to 16, as the two below
   float* new_maxima;
   float* corrections;
 };
 
-/// One block for units from `begin` on; tokens(u) is how many of the block's tokens unit u sees, at least one.
+/// One block for units from `begin` on; tokens(u) is how many of the block's tokens unit u sees, at least
+/// one.
 template <class Page, class Tokens>
-inline void attend_block(const AttentionTile& tile, const Units& units, int begin, const Page* keys, const Page* values,
-                         Tokens&& tokens) {
+inline void attend_block(const AttentionTile& tile, const Units& units, int begin, const Page* keys,
+                         const Page* values, Tokens&& tokens) {
   const int dim = tile.head_dim, block = tile.block_size;
   const F32x16 scale = F32x16::broadcast(tile.scale), lowest = F32x16::broadcast(-__builtin_inff());
 
@@ -82,7 +94,9 @@ inline void attend_block(const AttentionTile& tile, const Units& units, int begi
     for (int i = 0; i < n; ++i) {
       q[i] = tile.q + (u + i) / tile.group * tile.q_stride + static_cast<int64_t>((u + i) % tile.group) * dim;
     }
-    with_size(n, [&](auto size) { dot_keys<decltype(size)::value>(q, keys, dim, block, units.scores + u * block); });
+    with_size(n, [&](auto size) {
+      dot_keys<decltype(size)::value>(q, keys, dim, block, units.scores + u * block);
+    });
   }
 
   for (int u = begin; u < units.count; ++u) {
@@ -118,8 +132,8 @@ inline void attend_block(const AttentionTile& tile, const Units& units, int begi
     int n = 1;
     while (n < kGroup && u + n < units.count && tokens(u + n) == tokens(u)) ++n;
     with_size(n, [&](auto size) {
-      add_values<decltype(size)::value>(units.scores + u * block, units.corrections + u, values, tokens(u), dim, block,
-                                       units.sums + u * dim);
+      add_values<decltype(size)::value>(units.scores + u * block, units.corrections + u, values, tokens(u),
+                                        dim, block, units.sums + u * dim);
     });
     u += n;
   }
@@ -164,8 +178,10 @@ inline void attend_pages(const AttentionTile& tile) {
     if (sizeof(Page) == sizeof(uint16_t) && count - begin > 2 * kGroup) {
       // Many units: widen the pages once for all of them, as far as they are written.
       const int written = tokens(count - 1);
-      for (int64_t i = 0; i < static_cast<int64_t>(dim) * block; i += kLanes) load16(keys + i).store(wide_keys + i);
-      for (int64_t i = 0; i < static_cast<int64_t>(written) * dim; i += kLanes) load16(values + i).store(wide_values + i);
+      for (int64_t i = 0; i < static_cast<int64_t>(dim) * block; i += kLanes)
+        load16(keys + i).store(wide_keys + i);
+      for (int64_t i = 0; i < static_cast<int64_t>(written) * dim; i += kLanes)
+        load16(values + i).store(wide_values + i);
       attend_block<float>(tile, units, begin, wide_keys, wide_values, tokens);
     } else {
       attend_block<Page>(tile, units, begin, keys, values, tokens);
@@ -189,7 +205,8 @@ void attend(const AttentionTile& tile) {
 
 constexpr uint32_t kAllLanes = 0xffff;
 
-bool store_key(const float* x, int32_t head_dim, int32_t block_size, int32_t slot, bool half, std::byte* page) {
+bool store_key(const float* x, int32_t head_dim, int32_t block_size, int32_t slot, bool half,
+               std::byte* page) {
   bool ok = true;
   for (int32_t d = 0; d < head_dim; d += kLanes) {
     F32x16 v = F32x16::load(x + d);

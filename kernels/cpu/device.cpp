@@ -22,12 +22,14 @@ class CpuJob final : public Job {
   std::atomic<bool> cancelled{false};
 };
 
-/// Cores that this process may use: its affinity, and the share of processor time that its control group allows.
+/// Cores that this process may use: its affinity, and the share of processor time that its control group
+/// allows.
 int32_t usable_cores() {
   int64_t cores = std::max(1u, std::thread::hardware_concurrency());
   std::ifstream limit("/sys/fs/cgroup/cpu.max");  // "max 100000" or "200000 100000": time in every period
   int64_t quota, period;
-  if (limit >> quota >> period && quota > 0 && period > 0) cores = std::min(cores, std::max<int64_t>(1, quota / period));
+  if (limit >> quota >> period && quota > 0 && period > 0)
+    cores = std::min(cores, std::max<int64_t>(1, quota / period));
   return static_cast<int32_t>(std::min<int64_t>(cores, 256));
 }
 
@@ -56,8 +58,8 @@ class CpuDevice final : public Device {
   int32_t threads() const override { return pool_.threads(); }
   const std::string& tier() const override { return tier_name_; }
 
-  std::shared_ptr<Job> load(std::vector<MatrixSource> sources, int64_t columns, std::shared_ptr<void> keep_alive,
-                            MatrixDone done) override {
+  std::shared_ptr<Job> load(std::vector<MatrixSource> sources, int64_t columns,
+                            std::shared_ptr<void> keep_alive, MatrixDone done) override {
     auto job = std::make_shared<CpuJob>();
     pool_.submit([this, job, sources = std::move(sources), columns, keep_alive = std::move(keep_alive),
                   done = std::move(done)]() mutable {
@@ -83,22 +85,24 @@ class CpuDevice final : public Device {
     }
     check_step(cpu_plan->spec(), step);
     auto job = std::make_shared<CpuJob>();
-    pool_.submit([this, job, plan = std::move(cpu_plan), step = std::move(step), done = std::move(done)]() mutable {
-      StepResult result;
-      const std::exception_ptr failure = failure_of([&] {
-        start(*job, "the step");
-        result = plan->run(step, job->cancelled);
-      });
-      plan.reset();
-      done(failure, std::move(result));
-    });
+    pool_.submit(
+        [this, job, plan = std::move(cpu_plan), step = std::move(step), done = std::move(done)]() mutable {
+          StepResult result;
+          const std::exception_ptr failure = failure_of([&] {
+            start(*job, "the step");
+            result = plan->run(step, job->cancelled);
+          });
+          plan.reset();
+          done(failure, std::move(result));
+        });
     return job;
   }
 
  private:
   void start(const CpuJob& job, const char* what) const {
     if (closing_.load(std::memory_order_relaxed)) {
-      throw Error(ErrorCode::kCancelled, std::string(what) + " was cancelled: the device was closed before it began");
+      throw Error(ErrorCode::kCancelled,
+                  std::string(what) + " was cancelled: the device was closed before it began");
     }
     if (job.cancelled.load(std::memory_order_relaxed)) {
       throw Error(ErrorCode::kCancelled, std::string(what) + " was cancelled before it began");
@@ -116,14 +120,16 @@ class CpuDevice final : public Device {
 
 std::shared_ptr<Device> Device::open(const Options& options) {
   if (options.threads < 0 || options.threads > 256) {
-    throw Error(ErrorCode::kInvalidArgument, "threads must be 0 to 256, got " + std::to_string(options.threads));
+    throw Error(ErrorCode::kInvalidArgument,
+                "threads must be 0 to 256, got " + std::to_string(options.threads));
   }
   const Tier& tier = choose_tier(options.tier);
   const int32_t threads = options.threads == 0 ? usable_cores() : options.threads;
   try {
     return std::make_shared<CpuDevice>(tier, threads);
   } catch (const std::system_error& error) {
-    throw Error(ErrorCode::kOutOfMemory, "cannot start " + std::to_string(threads) + " threads: " + error.what());
+    throw Error(ErrorCode::kOutOfMemory,
+                "cannot start " + std::to_string(threads) + " threads: " + error.what());
   }
 }
 

@@ -48,10 +48,14 @@ SinCos sin_cos_of_product(double a, double b) {
   for (int k = 18; k >= 2; k -= 2) cosine = std::fma(cosine, square / (k * (k - 1)), 1.0);
   sine *= r;
   switch (static_cast<long long>(n) & 3) {
-    case 0: return {sine, cosine};
-    case 1: return {cosine, -sine};
-    case 2: return {-sine, -cosine};
-    default: return {-cosine, sine};
+    case 0:
+      return {sine, cosine};
+    case 1:
+      return {cosine, -sine};
+    case 2:
+      return {-sine, -cosine};
+    default:
+      return {-cosine, sine};
   }
 }
 

@@ -2,8 +2,8 @@
 
 namespace niwaki {
 
-// Functions of a double by our own code, so that their bits do not depend on a system's mathematical library. All within
-// about 1e-16 of the true value (relative for log and exp, absolute for sine and cosine).
+// Functions of a double by our own code, so that their bits do not depend on a system's mathematical library.
+// All within about 1e-16 of the true value (relative for log and exp, absolute for sine and cosine).
 
 /// ln x for finite x > 0.
 double natural_log(double x);

@@ -9,29 +9,37 @@ namespace niwaki {
 namespace {
 
 size_t page_bytes(const KvShape& shape) {
-  return static_cast<size_t>(shape.head_dim) * static_cast<size_t>(shape.block_size) * (shape.type == KvType::kF16 ? 2 : 4);
+  return static_cast<size_t>(shape.head_dim) * static_cast<size_t>(shape.block_size) *
+         (shape.type == KvType::kF16 ? 2 : 4);
 }
 
 KvShape checked(const KvShape& shape) {
   const auto require = [](bool ok, const char* what, int32_t got) {
-    if (!ok) throw Error(ErrorCode::kInvalidArgument, std::string("KV cache: ") + what + ", got " + std::to_string(got));
+    if (!ok)
+      throw Error(ErrorCode::kInvalidArgument,
+                  std::string("KV cache: ") + what + ", got " + std::to_string(got));
   };
   require(shape.layers > 0, "layers must be at least 1", shape.layers);
   require(shape.kv_heads > 0, "kv_heads must be at least 1", shape.kv_heads);
-  require(shape.head_dim > 0 && shape.head_dim % 16 == 0, "head_dim must be a positive multiple of 16", shape.head_dim);
+  require(shape.head_dim > 0 && shape.head_dim % 16 == 0, "head_dim must be a positive multiple of 16",
+          shape.head_dim);
   require(shape.block_size > 0 && shape.block_size % 16 == 0, "block_size must be a positive multiple of 16",
           shape.block_size);
   require(shape.blocks > 0, "blocks must be at least 1", shape.blocks);
-  require(shape.type == KvType::kF16 || shape.type == KvType::kF32, "unknown type", static_cast<int32_t>(shape.type));
+  require(shape.type == KvType::kF16 || shape.type == KvType::kF32, "unknown type",
+          static_cast<int32_t>(shape.type));
   // layers * blocks * kv_heads * 2 pages; every factor is under 2^31, so two steps of 64 bits can be checked.
   size_t bytes = page_bytes(shape);
-  bool fits = static_cast<uint64_t>(shape.head_dim) * static_cast<uint64_t>(shape.block_size) < uint64_t{1} << 40;
+  bool fits = static_cast<uint64_t>(shape.head_dim) * static_cast<uint64_t>(shape.block_size) < uint64_t{1}
+                                                                                                    << 40;
   for (const int32_t factor : {2, shape.layers, shape.blocks, shape.kv_heads}) {
-    fits = fits && !__builtin_mul_overflow(bytes, static_cast<size_t>(factor), &bytes) && bytes < size_t{1} << 47;
+    fits = fits && !__builtin_mul_overflow(bytes, static_cast<size_t>(factor), &bytes) &&
+           bytes < size_t{1} << 47;
   }
   if (!fits) {
     throw Error(ErrorCode::kOutOfMemory, "KV cache: " + std::to_string(shape.blocks) + " blocks of " +
-                                             std::to_string(shape.block_size) + " tokens are more than can be addressed");
+                                             std::to_string(shape.block_size) +
+                                             " tokens are more than can be addressed");
   }
   return shape;
 }
@@ -45,14 +53,17 @@ KvCache::KvCache(const KvShape& shape) : shape_(checked(shape)), memory_(std::ma
 
 KvCache::~KvCache() = default;
 
-size_t KvCache::block_bytes() const { return static_cast<size_t>(shape_.kv_heads) * 2 * page_bytes(shape_); }
+size_t KvCache::block_bytes() const {
+  return static_cast<size_t>(shape_.kv_heads) * 2 * page_bytes(shape_);
+}
 
 size_t KvCache::bytes() const {
   return static_cast<size_t>(shape_.layers) * static_cast<size_t>(shape_.blocks) * block_bytes();
 }
 
 std::byte* KvCache::keys(int32_t layer, int32_t block, int32_t kv_head) const {
-  const size_t row = static_cast<size_t>(layer) * static_cast<size_t>(shape_.blocks) + static_cast<size_t>(block);
+  const size_t row =
+      static_cast<size_t>(layer) * static_cast<size_t>(shape_.blocks) + static_cast<size_t>(block);
   return memory_->data() + row * block_bytes() + static_cast<size_t>(kv_head) * 2 * page_bytes(shape_);
 }
 

@@ -17,8 +17,8 @@ void MappedMemory::reserve(size_t bytes, const std::string& what) {
 #endif
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (memory == MAP_FAILED) {
-    throw Error(ErrorCode::kOutOfMemory, "cannot reserve " + std::to_string(bytes) + " bytes for " + what + ": " +
-                                             std::generic_category().message(errno));
+    throw Error(ErrorCode::kOutOfMemory, "cannot reserve " + std::to_string(bytes) + " bytes for " + what +
+                                             ": " + std::generic_category().message(errno));
   }
   data_ = static_cast<std::byte*>(memory);
   size_ = bytes;

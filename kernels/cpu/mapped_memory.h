@@ -4,7 +4,8 @@
 
 namespace niwaki {
 
-/// Zeroed memory straight from the system: reserved at once, and touched page by page when it is first written.
+/// Zeroed memory straight from the system: reserved at once, and touched page by page when it is first
+/// written.
 class MappedMemory {
  public:
   MappedMemory() = default;

@@ -14,10 +14,13 @@ namespace niwaki {
 namespace {
 
 constexpr int64_t kAlignment = 64;  // bytes
-constexpr int64_t kShareable = 8192;  // floats of work below which waking other threads costs more than it brings
+constexpr int64_t kShareable =
+    8192;  // floats of work below which waking other threads costs more than it brings
 
 /// Rows that attention takes together: their heads' sums stay in the first-level cache beside a page.
-int32_t attention_rows(const QkvLayout& layout) { return std::max(1, 32 / (layout.heads / layout.kv_heads)); }
+int32_t attention_rows(const QkvLayout& layout) {
+  return std::max(1, 32 / (layout.heads / layout.kv_heads));
+}
 
 /// Lowers `lowest` to `row`.
 void note(std::atomic<int64_t>& lowest, int64_t row) {
@@ -25,12 +28,18 @@ void note(std::atomic<int64_t>& lowest, int64_t row) {
   while (row < seen && !lowest.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
   }
 }
-int64_t first_of(const std::atomic<int64_t>& lowest) { return lowest == INT64_MAX ? -1 : lowest.load(); }
+int64_t first_of(const std::atomic<int64_t>& lowest) {
+  return lowest == INT64_MAX ? -1 : lowest.load();
+}
 
 }  // namespace
 
 CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_ptr<const void> owner)
-    : spec_(std::move(spec)), tier_(tier), pool_(pool), owner_(std::move(owner)), samplers_(static_cast<size_t>(pool.threads())) {
+    : spec_(std::move(spec)),
+      tier_(tier),
+      pool_(pool),
+      owner_(std::move(owner)),
+      samplers_(static_cast<size_t>(pool.threads())) {
   check_plan(spec_);
 
   size_t linear_bytes = 0;
@@ -50,7 +59,8 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
       bound.rope = std::make_unique<Rope>(op->rope, labeled.label);
     } else if (const auto* op = std::get_if<PagedAttentionOp>(&labeled.op)) {
       const int64_t units = int64_t{attention_rows(op->layout)} * (op->layout.heads / op->layout.kv_heads);
-      attention_floats = std::max(attention_floats, attention_scratch(units, op->layout.head_dim, spec_.block_size));
+      attention_floats =
+          std::max(attention_floats, attention_scratch(units, op->layout.head_dim, spec_.block_size));
     }
     ops_.push_back(std::move(bound));
   }
@@ -59,7 +69,8 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
   size_t total = 0;
   const auto reserve = [&total](size_t bytes) {
     const size_t offset = total;
-    if (__builtin_add_overflow(total, (bytes + kAlignment - 1) / kAlignment * kAlignment, &total) || total >= size_t{1} << 47) {
+    if (__builtin_add_overflow(total, (bytes + kAlignment - 1) / kAlignment * kAlignment, &total) ||
+        total >= size_t{1} << 47) {
       throw Error(ErrorCode::kOutOfMemory, "plan: its activation buffers are more than can be addressed");
     }
     return offset;
@@ -69,16 +80,19 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
     const int64_t stride = (buffer.width + 15) / 16 * 16;
     const auto rows = static_cast<size_t>(buffer.per_output ? spec_.max_outputs : spec_.max_rows);
     size_t bytes;
-    if (__builtin_mul_overflow(rows, static_cast<size_t>(stride) * sizeof(float), &bytes)) bytes = SIZE_MAX / 2;
+    if (__builtin_mul_overflow(rows, static_cast<size_t>(stride) * sizeof(float), &bytes))
+      bytes = SIZE_MAX / 2;
     offsets.push_back(reserve(bytes));
     buffers_.push_back({nullptr, stride});
   }
   const size_t linear_offset = reserve(linear_bytes);
   attention_scratch_stride_ = (attention_floats + 15) / 16 * 16;
-  const size_t attention_offset = reserve(static_cast<size_t>(attention_scratch_stride_ * pool.threads()) * sizeof(float));
+  const size_t attention_offset =
+      reserve(static_cast<size_t>(attention_scratch_stride_ * pool.threads()) * sizeof(float));
 
   memory_.reserve(total, "a plan's buffers");
-  for (size_t i = 0; i < buffers_.size(); ++i) buffers_[i].data = reinterpret_cast<float*>(memory_.data() + offsets[i]);
+  for (size_t i = 0; i < buffers_.size(); ++i)
+    buffers_[i].data = reinterpret_cast<float*>(memory_.data() + offsets[i]);
   linear_scratch_ = memory_.data() + linear_offset;
   attention_scratch_ = reinterpret_cast<float*>(memory_.data() + attention_offset);
 }
@@ -93,7 +107,8 @@ StepResult CpuPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
     }
   }
   for (size_t i = 0; i < spec_.ops.size(); ++i) {
-    if (cancelled.load(std::memory_order_relaxed)) throw Error(ErrorCode::kCancelled, "the step was cancelled");
+    if (cancelled.load(std::memory_order_relaxed))
+      throw Error(ErrorCode::kCancelled, "the step was cancelled");
     std::visit([&](const auto& op) { run_op(op, i); }, spec_.ops[i].op);
   }
   return finish(cancelled);
@@ -108,7 +123,8 @@ void CpuPlan::share(int64_t items, int64_t work, F&& f) {
 }
 
 int64_t CpuPlan::row_count(BufferId id) const {
-  return static_cast<int64_t>(spec_.buffers[static_cast<size_t>(id)].per_output ? step_->outputs.size() : rows_.size());
+  return static_cast<int64_t>(spec_.buffers[static_cast<size_t>(id)].per_output ? step_->outputs.size()
+                                                                                : rows_.size());
 }
 
 std::string CpuPlan::describe_row(int64_t row) const {
@@ -119,14 +135,16 @@ std::string CpuPlan::describe_row(int64_t row) const {
 
 void CpuPlan::require_finite(int64_t first_bad, BufferId buffer, size_t op, const char* what) const {
   if (first_bad < 0) return;
-  if (spec_.buffers[static_cast<size_t>(buffer)].per_output) first_bad = step_->outputs[static_cast<size_t>(first_bad)];
-  throw Error(ErrorCode::kNonFinite, std::string(what) + " of " + describe_row(first_bad) + " are not finite at " +
-                                         spec_.ops[op].label);
+  if (spec_.buffers[static_cast<size_t>(buffer)].per_output)
+    first_bad = step_->outputs[static_cast<size_t>(first_bad)];
+  throw Error(ErrorCode::kNonFinite, std::string(what) + " of " + describe_row(first_bad) +
+                                         " are not finite at " + spec_.ops[op].label);
 }
 
 void CpuPlan::run_op(const EmbedOp& op, size_t) {
   share(row_count(op.out), op.table->columns(), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) copy_row(*op.table, step_->tokens[static_cast<size_t>(r)], at(op.out, r));
+    for (int64_t r = begin; r < end; ++r)
+      copy_row(*op.table, step_->tokens[static_cast<size_t>(r)], at(op.out, r));
   });
 }
 
@@ -154,7 +172,8 @@ void CpuPlan::run_op(const LinearOp& op, size_t index) {
   const int64_t rows = row_count(op.in);
   if (rows == 0) return;
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
-  const int64_t bad = ops_[index].linear->run(pool_, rows, in.data, in.stride, out.data, out.stride, linear_scratch_);
+  const int64_t bad =
+      ops_[index].linear->run(pool_, rows, in.data, in.stride, out.data, out.stride, linear_scratch_);
   require_finite(bad, op.in, index, "activations");
 }
 
@@ -166,8 +185,8 @@ void CpuPlan::run_op(const QkNormRopeOp& op, size_t index) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / heads, head = i % heads;
       const Vector& weight = head < l.heads ? *op.q_norm : *op.k_norm;
-      if (!tier_.rows.norm_rope(at(op.qkv, row) + head * l.head_dim, weight.values().data(), op.eps, at(op.rope, row),
-                                l.head_dim)) {
+      if (!tier_.rows.norm_rope(at(op.qkv, row) + head * l.head_dim, weight.values().data(), op.eps,
+                                at(op.rope, row), l.head_dim)) {
         note(bad, row);
       }
     }
@@ -192,13 +211,14 @@ void CpuPlan::run_op(const KvStoreOp& op, size_t index) {
       const float* value = key + int64_t{l.kv_heads} * l.head_dim;
       const bool key_fits = tier_.attention.store_key(key, l.head_dim, shape.block_size, slot, half,
                                                       op.kv->keys(op.layer, block, head));
-      const bool value_fits = tier_.attention.store_value(value, l.head_dim, slot, half,
-                                                          op.kv->values(op.layer, block, head));
+      const bool value_fits =
+          tier_.attention.store_value(value, l.head_dim, slot, half, op.kv->values(op.layer, block, head));
       if (!key_fits || !value_fits) note(bad, row);
     }
   });
-  require_finite(first_of(bad), op.qkv, index,
-                 half ? "keys or values, as float16 (up to 65504; float32 pages hold more)," : "keys or values");
+  require_finite(
+      first_of(bad), op.qkv, index,
+      half ? "keys or values, as float16 (up to 65504; float32 pages hold more)," : "keys or values");
 }
 
 void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
@@ -260,7 +280,8 @@ StepResult CpuPlan::finish(const std::atomic<bool>& cancelled) {
     try {
       result.samples[i] = samplers_[static_cast<size_t>(index)].sample(
           tier_.rows, at(spec_.logits, spec.output), spec_.vocabulary, spec,
-          int64_t{rows_[static_cast<size_t>(row)].position} + 1, "sample " + std::to_string(i) + " of " + describe_row(row));
+          int64_t{rows_[static_cast<size_t>(row)].position} + 1,
+          "sample " + std::to_string(i) + " of " + describe_row(row));
     } catch (...) {
       failures[i] = std::current_exception();
     }

@@ -10,7 +10,9 @@
 namespace niwaki {
 namespace {
 
-std::string number(int64_t n) { return std::to_string(n); }
+std::string number(int64_t n) {
+  return std::to_string(n);
+}
 
 class PlanCheck {
  public:
@@ -20,7 +22,8 @@ class PlanCheck {
     label_ = "plan";
     require(spec_.max_rows >= 1, "max_rows must be at least 1, got " + number(spec_.max_rows));
     require(spec_.max_outputs >= 1 && spec_.max_outputs <= spec_.max_rows,
-            "max_outputs must be 1 to max_rows (" + number(spec_.max_rows) + "), got " + number(spec_.max_outputs));
+            "max_outputs must be 1 to max_rows (" + number(spec_.max_rows) + "), got " +
+                number(spec_.max_outputs));
     require(spec_.vocabulary >= 1, "vocabulary must be at least 1, got " + number(spec_.vocabulary));
     require(spec_.block_size >= 16 && spec_.block_size % 16 == 0,
             "block_size must be a positive multiple of 16, got " + number(spec_.block_size));
@@ -36,8 +39,9 @@ class PlanCheck {
     label_ = "plan";
     const BufferSpec& logits = read(spec_.logits, "logits");
     require(logits.per_output, "the logits must be a buffer of output rows");
-    require(logits.width == spec_.vocabulary, "the logits must be as wide as the vocabulary (" + number(spec_.vocabulary) +
-                                                  "), got " + number(logits.width));
+    require(logits.width == spec_.vocabulary, "the logits must be as wide as the vocabulary (" +
+                                                  number(spec_.vocabulary) + "), got " +
+                                                  number(logits.width));
   }
 
  private:
@@ -55,8 +59,8 @@ class PlanCheck {
   }
   const BufferSpec& read(BufferId id, const char* what) const {
     const BufferSpec& found = buffer(id, what);
-    require(written_[static_cast<size_t>(id)],
-            std::string(what) + " is buffer " + number(id) + ", which no operation before this one has written");
+    require(written_[static_cast<size_t>(id)], std::string(what) + " is buffer " + number(id) +
+                                                   ", which no operation before this one has written");
     return found;
   }
   const BufferSpec& write(BufferId id, const char* what) {
@@ -85,8 +89,8 @@ class PlanCheck {
   void cache(const std::shared_ptr<KvCache>& kv, const QkvLayout& layout, int32_t layer) const {
     const KvShape& shape = present(kv, "the KV cache").shape();
     require(shape.kv_heads == layout.kv_heads && shape.head_dim == layout.head_dim,
-            "the KV cache has " + number(shape.kv_heads) + " heads of " + number(shape.head_dim) + ", the layer " +
-                number(layout.kv_heads) + " of " + number(layout.head_dim));
+            "the KV cache has " + number(shape.kv_heads) + " heads of " + number(shape.head_dim) +
+                ", the layer " + number(layout.kv_heads) + " of " + number(layout.head_dim));
     require(shape.block_size == spec_.block_size, "the KV cache has blocks of " + number(shape.block_size) +
                                                       " tokens, the plan of " + number(spec_.block_size));
     require(layer >= 0 && layer < shape.layers,
@@ -98,8 +102,9 @@ class PlanCheck {
     const BufferSpec& out = write(op.out, "out");
     per_row(out, "out");
     width("out", out.width, table.columns());
-    require(table.rows() >= spec_.vocabulary, "the table must have a row for each of " + number(spec_.vocabulary) +
-                                                  " tokens, got " + number(table.rows()));
+    require(table.rows() >= spec_.vocabulary, "the table must have a row for each of " +
+                                                  number(spec_.vocabulary) + " tokens, got " +
+                                                  number(table.rows()));
   }
   void check(const RopeTableOp& op) {
     const BufferSpec& out = write(op.out, "out");
@@ -123,7 +128,8 @@ class PlanCheck {
     width("in", in.width, matrix.columns());
     if (op.activation == Activation::kSwiglu) {
       require(!op.accumulate, "SwiGLU cannot be accumulated");
-      require(matrix.rows() % 2 == 0, "the matrix must be gate over up of equal rows, got " + number(matrix.rows()));
+      require(matrix.rows() % 2 == 0,
+              "the matrix must be gate over up of equal rows, got " + number(matrix.rows()));
       width("out", out.width, matrix.rows() / 2);
     } else {
       width("out", out.width, matrix.rows());
@@ -168,7 +174,9 @@ class PlanCheck {
   std::string label_;
 };
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, "step: " + message); }
+[[noreturn]] void refuse(const std::string& message) {
+  throw Error(ErrorCode::kInvalidArgument, "step: " + message);
+}
 
 /// `what` is only built into a message when the value is out of range.
 template <class T>
@@ -180,8 +188,8 @@ void in_range(const char* list, size_t index, const char* field, T got, bool ok,
 
 void check_token(const char* list, size_t index, const char* field, int32_t token, int32_t vocabulary) {
   if (token >= 0 && token < vocabulary) return;
-  refuse(std::string(list) + " " + std::to_string(index) + ": " + field + " must be 0 to " + number(vocabulary - 1) +
-         ", got " + number(token));
+  refuse(std::string(list) + " " + std::to_string(index) + ": " + field + " must be 0 to " +
+         number(vocabulary - 1) + ", got " + number(token));
 }
 
 void check_sample(const PlanSpec& spec, const Step& step, size_t i) {
@@ -191,17 +199,19 @@ void check_sample(const PlanSpec& spec, const Step& step, size_t i) {
            std::to_string(step.outputs.size()) + " output rows, got " + number(s.output));
   }
   const auto finite = [](float x) { return std::isfinite(x); };
-  in_range("sample", i, "temperature", s.temperature, finite(s.temperature) && s.temperature >= 0, "finite and at least 0");
+  in_range("sample", i, "temperature", s.temperature, finite(s.temperature) && s.temperature >= 0,
+           "finite and at least 0");
   in_range("sample", i, "top_k", s.top_k, s.top_k >= 0, "at least 0");
   in_range("sample", i, "top_p", s.top_p, s.top_p >= 0 && s.top_p <= 1, "0 to 1");
   in_range("sample", i, "min_p", s.min_p, s.min_p >= 0 && s.min_p <= 1, "0 to 1");
-  in_range("sample", i, "repetition_penalty", s.repetition_penalty, finite(s.repetition_penalty) && s.repetition_penalty > 0,
-           "finite and over 0");
+  in_range("sample", i, "repetition_penalty", s.repetition_penalty,
+           finite(s.repetition_penalty) && s.repetition_penalty > 0, "finite and over 0");
   in_range("sample", i, "presence_penalty", s.presence_penalty, finite(s.presence_penalty), "finite");
   in_range("sample", i, "frequency_penalty", s.frequency_penalty, finite(s.frequency_penalty), "finite");
   in_range("sample", i, "logprobs", s.logprobs, s.logprobs >= -1 && s.logprobs <= spec.vocabulary,
            "-1 to the vocabulary's size");
-  for (const int32_t token : s.history) check_token("sample", i, "a token of history", token, spec.vocabulary);
+  for (const int32_t token : s.history)
+    check_token("sample", i, "a token of history", token, spec.vocabulary);
   for (const auto& [token, bias] : s.bias) {
     check_token("sample", i, "a token of bias", token, spec.vocabulary);
     in_range("sample", i, "a bias", bias, bias < INFINITY, "finite or -infinity");
@@ -210,13 +220,17 @@ void check_sample(const PlanSpec& spec, const Step& step, size_t i) {
 
 }  // namespace
 
-void check_plan(const PlanSpec& spec) { PlanCheck(spec).run(); }
+void check_plan(const PlanSpec& spec) {
+  PlanCheck(spec).run();
+}
 
 int32_t kv_blocks(const PlanSpec& spec) {
   int32_t blocks = INT32_MAX;
   for (const LabeledOp& op : spec.ops) {
-    if (const auto* store = std::get_if<KvStoreOp>(&op.op)) blocks = std::min(blocks, store->kv->shape().blocks);
-    if (const auto* attend = std::get_if<PagedAttentionOp>(&op.op)) blocks = std::min(blocks, attend->kv->shape().blocks);
+    if (const auto* store = std::get_if<KvStoreOp>(&op.op))
+      blocks = std::min(blocks, store->kv->shape().blocks);
+    if (const auto* attend = std::get_if<PagedAttentionOp>(&op.op))
+      blocks = std::min(blocks, attend->kv->shape().blocks);
   }
   return blocks == INT32_MAX ? 0 : blocks;
 }
@@ -235,15 +249,17 @@ void check_step(const PlanSpec& spec, const Step& step) {
   for (size_t i = 0; i < step.sequences.size(); ++i) {
     const StepSequence& s = step.sequences[i];
     in_range("sequence", i, "row_count", s.row_count, s.row_count >= 1, "at least 1");
-    in_range("sequence", i, "context_length", s.context_length, s.context_length >= s.row_count, "at least row_count");
+    in_range("sequence", i, "context_length", s.context_length, s.context_length >= s.row_count,
+             "at least row_count");
     counted += static_cast<size_t>(s.row_count);
     if (counted > rows) break;
     if (blocks == 0) continue;
     const size_t needed = (static_cast<size_t>(s.context_length) + static_cast<size_t>(spec.block_size) - 1) /
                           static_cast<size_t>(spec.block_size);
     if (s.block_table.size() < needed) {
-      refuse("sequence " + std::to_string(i) + ": block_table must have " + std::to_string(needed) + " blocks for " +
-             number(s.context_length) + " tokens, got " + std::to_string(s.block_table.size()));
+      refuse("sequence " + std::to_string(i) + ": block_table must have " + std::to_string(needed) +
+             " blocks for " + number(s.context_length) + " tokens, got " +
+             std::to_string(s.block_table.size()));
     }
     for (size_t b = 0; b < needed; ++b) {
       if (s.block_table[b] < 0 || s.block_table[b] >= blocks) {
@@ -264,17 +280,19 @@ void check_step(const PlanSpec& spec, const Step& step) {
   std::sort(slots.begin(), slots.end());
   const auto twice = std::adjacent_find(slots.begin(), slots.end());
   if (twice != slots.end()) {
-    refuse("two rows write slot " + number(*twice % spec.block_size) + " of block " + number(*twice / spec.block_size));
+    refuse("two rows write slot " + number(*twice % spec.block_size) + " of block " +
+           number(*twice / spec.block_size));
   }
 
   if (step.outputs.size() > static_cast<size_t>(spec.max_outputs)) {
-    refuse("must have at most " + number(spec.max_outputs) + " output rows, got " + std::to_string(step.outputs.size()));
+    refuse("must have at most " + number(spec.max_outputs) + " output rows, got " +
+           std::to_string(step.outputs.size()));
   }
   for (size_t i = 0; i < step.outputs.size(); ++i) {
     const int32_t row = step.outputs[i];
     if (row < 0 || static_cast<size_t>(row) >= rows || (i > 0 && row <= step.outputs[i - 1])) {
-      refuse("output rows must be ascending and 0 to " + std::to_string(rows - 1) + ", got " + number(row) + " at " +
-             std::to_string(i));
+      refuse("output rows must be ascending and 0 to " + std::to_string(rows - 1) + ", got " + number(row) +
+             " at " + std::to_string(i));
     }
   }
   for (size_t i = 0; i < step.samples.size(); ++i) check_sample(spec, step, i);

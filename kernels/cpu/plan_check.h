@@ -6,8 +6,8 @@
 
 namespace niwaki {
 
-/// Checks that every operation reads what is there and fits, and that nothing is read before it is written. Throws
-/// kInvalidArgument naming the operation, what was got and what is allowed.
+/// Checks that every operation reads what is there and fits, and that nothing is read before it is written.
+/// Throws kInvalidArgument naming the operation, what was got and what is allowed.
 void check_plan(const PlanSpec& spec);
 
 /// Blocks of the smallest KV cache of a plan; 0 if it has none.

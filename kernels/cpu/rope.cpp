@@ -14,25 +14,32 @@ void require(bool ok, const std::string& label, const char* what, double got) {
   throw Error(ErrorCode::kInvalidArgument, label + ": " + what + ", got " + std::to_string(got));
 }
 
-/// The dimension whose angle turns `rotations` times over the original context: d ln(L / (2 pi rotations)) / (2 ln base).
+/// The dimension whose angle turns `rotations` times over the original context: d ln(L / (2 pi rotations)) /
+/// (2 ln base).
 double correction_dimension(const RopeSpec& spec, double rotations) {
   constexpr double kTwoPi = 0x1.921fb54442d18p+2;
-  return spec.head_dim * natural_log(spec.original_context / (rotations * kTwoPi)) / (2 * natural_log(spec.base));
+  return spec.head_dim * natural_log(spec.original_context / (rotations * kTwoPi)) /
+         (2 * natural_log(spec.base));
 }
 
 }  // namespace
 
 Rope::Rope(const RopeSpec& spec, const std::string& label) : factor_(1) {
-  require(spec.head_dim > 0 && spec.head_dim % 16 == 0, label, "RoPE's head_dim must be a positive multiple of 16",
-          spec.head_dim);
-  require(std::isfinite(spec.base) && spec.base > 1, label, "RoPE's base must be finite and over 1", spec.base);
+  require(spec.head_dim > 0 && spec.head_dim % 16 == 0, label,
+          "RoPE's head_dim must be a positive multiple of 16", spec.head_dim);
+  require(std::isfinite(spec.base) && spec.base > 1, label, "RoPE's base must be finite and over 1",
+          spec.base);
   const bool scaled = spec.scaling != RopeScaling::kNone, yarn = spec.scaling == RopeScaling::kYarn;
-  if (scaled) require(std::isfinite(spec.factor) && spec.factor > 0, label, "RoPE's factor must be over 0", spec.factor);
+  if (scaled)
+    require(std::isfinite(spec.factor) && spec.factor > 0, label, "RoPE's factor must be over 0",
+            spec.factor);
   if (yarn) {
     require(std::isfinite(spec.original_context) && spec.original_context > 0, label,
             "YaRN's original context must be over 0", spec.original_context);
-    require(std::isfinite(spec.beta_fast) && spec.beta_fast > 0, label, "YaRN's beta_fast must be over 0", spec.beta_fast);
-    require(std::isfinite(spec.beta_slow) && spec.beta_slow > 0, label, "YaRN's beta_slow must be over 0", spec.beta_slow);
+    require(std::isfinite(spec.beta_fast) && spec.beta_fast > 0, label, "YaRN's beta_fast must be over 0",
+            spec.beta_fast);
+    require(std::isfinite(spec.beta_slow) && spec.beta_slow > 0, label, "YaRN's beta_slow must be over 0",
+            spec.beta_slow);
     require(std::isfinite(spec.attention_factor) && spec.attention_factor > 0, label,
             "YaRN's attention factor must be over 0", spec.attention_factor);
     factor_ = spec.attention_factor;

@@ -20,13 +20,16 @@ inline float square_sum(const float* x, int64_t n) {
   return sum(squares);
 }
 
-inline bool is_finite(float x) { return x - x == 0; }
+inline bool is_finite(float x) {
+  return x - x == 0;
+}
 
 bool rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
   const float squares = square_sum(x, n);
   const F32x16 inverse = F32x16::broadcast(1.0f / square_root(squares / static_cast<float>(n) + eps));
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) (F32x16::load(x + i) * inverse * F32x16::load(weight + i)).store(y + i);
+  for (; i + kLanes <= n; i += kLanes)
+    (F32x16::load(x + i) * inverse * F32x16::load(weight + i)).store(y + i);
   if (i < n) {
     const int rest = static_cast<int>(n - i);
     store_first(load_first(x + i, rest) * inverse * load_first(weight + i, rest), y + i, rest);
@@ -51,8 +54,8 @@ bool norm_rope(float* head, const float* weight, float eps, const float* rope, i
 }
 
 int64_t argmax(const float* x, int64_t n, bool* finite) {
-  // The largest value run by run; a later run replaces an earlier one only if it is larger, so the first one that has it
-  // stays, and only that is searched.
+  // The largest value run by run; a later run replaces an earlier one only if it is larger, so the first one
+  // that has it stays, and only that is searched.
   constexpr int64_t kRun = 1024;
   const F32x16 lowest = F32x16::broadcast(-__builtin_inff());
   F32x16 spoiled = F32x16::zero();
@@ -111,7 +114,8 @@ int64_t above(const float* x, int64_t n, float threshold, int64_t* begin, int32_
   const F32x16 limit = F32x16::broadcast(threshold);
   int64_t count = 0, i = *begin;
   for (; i < n && count + kLanes <= room; i += kLanes) {
-    const F32x16 v = n - i >= kLanes ? F32x16::load(x + i) : load_first(x + i, static_cast<int>(n - i), threshold);
+    const F32x16 v =
+        n - i >= kLanes ? F32x16::load(x + i) : load_first(x + i, static_cast<int>(n - i), threshold);
     for (uint32_t bits = greater(v, limit); bits != 0; bits &= bits - 1) {
       ids[count++] = static_cast<int32_t>(i + __builtin_ctz(bits));
     }

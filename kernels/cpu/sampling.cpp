@@ -32,17 +32,17 @@ double uniform_draw(uint64_t seed, uint64_t position) {
   return static_cast<double>(mix(mix(seed + kGolden) + kGolden * (position + 1)) >> 11) * 0x1p-53;
 }
 
-SampleResult Sampler::sample(const RowKernels& kernels, const float* logits, int64_t vocabulary, const SampleSpec& spec,
-                             int64_t position, const std::string& what) {
+SampleResult Sampler::sample(const RowKernels& kernels, const float* logits, int64_t vocabulary,
+                             const SampleSpec& spec, int64_t position, const std::string& what) {
   bool finite;
   int64_t best = kernels.argmax(logits, vocabulary, &finite);
   if (!finite) throw Error(ErrorCode::kNonFinite, what + ": the logits hold NaN or infinity");
   SampleResult result{0, std::numeric_limits<float>::quiet_NaN(), {}};
 
   const float true_max = logits[best];
-  const bool adjusts = !spec.bias.empty() || (!spec.history.empty() && (spec.repetition_penalty != 1 ||
-                                                                        spec.presence_penalty != 0 ||
-                                                                        spec.frequency_penalty != 0));
+  const bool adjusts = !spec.bias.empty() ||
+                       (!spec.history.empty() && (spec.repetition_penalty != 1 ||
+                                                  spec.presence_penalty != 0 || spec.frequency_penalty != 0));
   const float* chosen_from = logits;
   if (adjusts) {
     adjust(spec, logits, vocabulary);
@@ -61,7 +61,8 @@ SampleResult Sampler::sample(const RowKernels& kernels, const float* logits, int
     kernels.exp_weights(logits, vocabulary, true_max, 1, nullptr, sums_.data());
     const double log_total = natural_log(total(sums_));
     const auto logprob = [&](int32_t token) {
-      return static_cast<float>(static_cast<double>(logits[token]) - static_cast<double>(true_max) - log_total);
+      return static_cast<float>(static_cast<double>(logits[token]) - static_cast<double>(true_max) -
+                                log_total);
     };
     result.logprob = logprob(result.token);
     select_top(kernels, logits, vocabulary, spec.logprobs);
@@ -104,18 +105,18 @@ void Sampler::select_top(const RowKernels& kernels, const float* logits, int64_t
   const auto before = [logits](int32_t a, int32_t b) {
     return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
   };
-  // Collect what is over the threshold; when the room is full, keep the best `count` and raise the threshold to the last
-  // of them. Ids come ascending, so an equal value that comes later loses anyhow.
+  // Collect what is over the threshold; when the room is full, keep the best `count` and raise the threshold
+  // to the last of them. Ids come ascending, so an equal value that comes later loses anyhow.
   const size_t room = static_cast<size_t>(std::min(std::max(4 * count, int64_t{512}), vocabulary + 16) + 16);
   float threshold = -kInfinity;
   candidates_.resize(room);
   size_t held = 0;
   for (int64_t begin = 0; begin < vocabulary;) {
-    held += static_cast<size_t>(kernels.above(logits, vocabulary, threshold, &begin, candidates_.data() + held,
-                                              static_cast<int64_t>(room - held)));
+    held += static_cast<size_t>(kernels.above(logits, vocabulary, threshold, &begin,
+                                              candidates_.data() + held, static_cast<int64_t>(room - held)));
     if (held > static_cast<size_t>(count)) {
-      std::nth_element(candidates_.begin(), candidates_.begin() + (count - 1), candidates_.begin() + static_cast<int64_t>(held),
-                       before);
+      std::nth_element(candidates_.begin(), candidates_.begin() + (count - 1),
+                       candidates_.begin() + static_cast<int64_t>(held), before);
       held = static_cast<size_t>(count);
       threshold = logits[candidates_[held - 1]];
     }
@@ -128,7 +129,8 @@ int32_t Sampler::draw(const RowKernels& kernels, const float* logits, int64_t vo
                       const SampleSpec& spec, int64_t position) {
   const double uniform = uniform_draw(spec.seed, static_cast<uint64_t>(position));
   const bool limits_count = spec.top_k > 0 && spec.top_k < vocabulary;
-  if (limits_count || spec.top_p < 1) return draw_from_candidates(kernels, logits, vocabulary, max, spec, uniform);
+  if (limits_count || spec.top_p < 1)
+    return draw_from_candidates(kernels, logits, vocabulary, max, spec, uniform);
 
   // Over the whole vocabulary, in the order of ids.
   weights_.resize(static_cast<size_t>(vocabulary));
@@ -162,14 +164,14 @@ int32_t Sampler::draw(const RowKernels& kernels, const float* logits, int64_t vo
   return static_cast<int32_t>(last);
 }
 
-int32_t Sampler::draw_from_candidates(const RowKernels& kernels, const float* logits, int64_t vocabulary, float max,
-                                      const SampleSpec& spec, double uniform) {
+int32_t Sampler::draw_from_candidates(const RowKernels& kernels, const float* logits, int64_t vocabulary,
+                                      float max, const SampleSpec& spec, double uniform) {
   const auto weigh = [&] {
     weights_.resize(candidates_.size());
     sums_.resize((candidates_.size() + kSumRun - 1) / kSumRun);
     for (size_t i = 0; i < candidates_.size(); ++i) weights_[i] = logits[candidates_[i]];
-    kernels.exp_weights(weights_.data(), static_cast<int64_t>(weights_.size()), max, spec.temperature, weights_.data(),
-                        sums_.data());
+    kernels.exp_weights(weights_.data(), static_cast<int64_t>(weights_.size()), max, spec.temperature,
+                        weights_.data(), sums_.data());
   };
   /// How many candidates, from the most likely on, have the share top_p of `all`; 0 if these do not.
   const auto nucleus = [&](double all) -> size_t {

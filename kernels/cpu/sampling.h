@@ -11,17 +11,19 @@ namespace niwaki {
 /// Chooses tokens from logits. One object per thread: it holds that thread's scratch memory.
 class Sampler {
  public:
-  /// `position` is the one that the chosen token will stand at: the draw depends on it and the seed alone. `what` names
-  /// the sample in errors: kNonFinite for logits that are NaN or infinite, kInvalidArgument if the biases ban every token.
-  SampleResult sample(const RowKernels& kernels, const float* logits, int64_t vocabulary, const SampleSpec& spec,
-                      int64_t position, const std::string& what);
+  /// `position` is the one that the chosen token will stand at: the draw depends on it and the seed alone.
+  /// `what` names the sample in errors: kNonFinite for logits that are NaN or infinite, kInvalidArgument if
+  /// the biases ban every token.
+  SampleResult sample(const RowKernels& kernels, const float* logits, int64_t vocabulary,
+                      const SampleSpec& spec, int64_t position, const std::string& what);
 
  private:
   void adjust(const SampleSpec& spec, const float* logits, int64_t vocabulary);
-  /// The `count` most likely tokens into candidates_, descending, ties to the lower id; never one of -infinity.
+  /// The `count` most likely tokens into candidates_, descending, ties to the lower id; never one of
+  /// -infinity.
   void select_top(const RowKernels& kernels, const float* logits, int64_t vocabulary, int64_t count);
-  int32_t draw(const RowKernels& kernels, const float* logits, int64_t vocabulary, float max, const SampleSpec& spec,
-               int64_t position);
+  int32_t draw(const RowKernels& kernels, const float* logits, int64_t vocabulary, float max,
+               const SampleSpec& spec, int64_t position);
   int32_t draw_from_candidates(const RowKernels& kernels, const float* logits, int64_t vocabulary, float max,
                                const SampleSpec& spec, double uniform);
 

@@ -1,10 +1,11 @@
-// Sixteen float lanes, for code that is written once and compiled for every tier. Include it in a tier's .cpp only:
-// cpu/avx2/*.cpp define NIWAKI_SIMD_AVX2 first, cpu/portable/*.cpp nothing. Everything has internal linkage, so that the
-// linker can never give code compiled for one instruction set to another; for the same reason a tier's file uses no
-// template or inline function of the standard library that has a body of its own.
+// Sixteen float lanes, for code that is written once and compiled for every tier. Include it in a tier's .cpp
+// only: cpu/avx2/*.cpp define NIWAKI_SIMD_AVX2 first, cpu/portable/*.cpp nothing. Everything has internal
+// linkage, so that the linker can never give code compiled for one instruction set to another; for the same
+// reason a tier's file uses no template or inline function of the standard library that has a body of its
+// own.
 //
-// Every operation is one IEEE operation per lane with the same result in every tier, NaN payloads aside. The compiler
-// contracts nothing by itself (-ffp-contract=off): a fused multiply-add is written fma().
+// Every operation is one IEEE operation per lane with the same result in every tier, NaN payloads aside. The
+// compiler contracts nothing by itself (-ffp-contract=off): a fused multiply-add is written fma().
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -55,10 +56,18 @@ struct F32x16 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT));
   }
 
-  friend inline F32x16 operator+(F32x16 x, F32x16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
-  friend inline F32x16 operator-(F32x16 x, F32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
-  friend inline F32x16 operator*(F32x16 x, F32x16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
-  friend inline F32x16 operator/(F32x16 x, F32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+  friend inline F32x16 operator+(F32x16 x, F32x16 y) {
+    return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+  }
+  friend inline F32x16 operator-(F32x16 x, F32x16 y) {
+    return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
+  }
+  friend inline F32x16 operator*(F32x16 x, F32x16 y) {
+    return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+  }
+  friend inline F32x16 operator/(F32x16 x, F32x16 y) {
+    return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
+  }
 };
 
 /// x * y + z, rounded once.
@@ -66,9 +75,13 @@ inline F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
 /// x > y ? x : y, so y where either is NaN.
-inline F32x16 max(F32x16 x, F32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline F32x16 max(F32x16 x, F32x16 y) {
+  return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)};
+}
 /// x < y ? x : y, so y where either is NaN.
-inline F32x16 min(F32x16 x, F32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline F32x16 min(F32x16 x, F32x16 y) {
+  return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
+}
 inline F32x16 abs(F32x16 x) {
   const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(x.a, mask), _mm256_and_ps(x.b, mask)};
@@ -121,7 +134,9 @@ inline float largest(F32x16 x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
-inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+inline float square_root(float x) {
+  return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
+}
 
 #else  // portable
 
@@ -236,7 +251,8 @@ inline uint32_t greater(const F32x16& x, const F32x16& y) {
 /// Bit i is set where x[i] is finite.
 inline uint32_t finite(const F32x16& x) {
   uint32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>((float_bits(x.lane[i]) & 0x7f800000) != 0x7f800000) << i;
+  for (int i = 0; i < kLanes; ++i)
+    bits |= static_cast<uint32_t>((float_bits(x.lane[i]) & 0x7f800000) != 0x7f800000) << i;
   return bits;
 }
 /// x * 2^(n/2) * 2^(n - n/2), n the integer whose float with 1.5 * 2^23 added is `shifted`.
@@ -245,7 +261,8 @@ inline F32x16 scale(const F32x16& x, const F32x16& shifted) {
   return F32x16::make([&](int i) {
     const int32_t n = static_cast<int32_t>(float_bits(shifted.lane[i]) - 0x4b400000u);
     const int32_t half = n >> 1;
-    return x.lane[i] * power(half) * power(static_cast<int32_t>(static_cast<uint32_t>(n) - static_cast<uint32_t>(half)));
+    return x.lane[i] * power(half) *
+           power(static_cast<int32_t>(static_cast<uint32_t>(n) - static_cast<uint32_t>(half)));
   });
 }
 /// The lanes added as a tree: 8+8, 4+4, 2+2, 1+1.
@@ -262,7 +279,9 @@ inline float largest(const F32x16& x) {
   for (int i = 1; i < kLanes; ++i) r = x.lane[i] > r ? x.lane[i] : r;
   return r;
 }
-inline float square_root(float x) { return std::sqrt(x); }
+inline float square_root(float x) {
+  return std::sqrt(x);
+}
 
 #endif
 
@@ -300,7 +319,9 @@ inline F32x16 exp(const F32x16& x) {
 }
 
 /// x / (1 + e^-x)
-inline F32x16 silu(const F32x16& x) { return x / (F32x16::broadcast(1.0f) + exp(negate(x))); }
+inline F32x16 silu(const F32x16& x) {
+  return x / (F32x16::broadcast(1.0f) + exp(negate(x)));
+}
 
 }  // namespace
 }  // namespace niwaki

@@ -10,10 +10,10 @@
 namespace niwaki {
 namespace {
 
-constexpr uint32_t kJoined = 0xff;         // a pool has at most 255 followers
+constexpr uint32_t kJoined = 0xff;  // a pool has at most 255 followers
 constexpr uint32_t kClosed = 0x100;
-constexpr uint32_t kEpoch = 0x200;         // one step of the epoch; wrapping is harmless
-constexpr int kItemBits = 44;              // of Worker's counter
+constexpr uint32_t kEpoch = 0x200;  // one step of the epoch; wrapping is harmless
+constexpr int kItemBits = 44;       // of Worker's counter
 constexpr auto kSpin = std::chrono::microseconds(40);
 
 inline void pause() {
@@ -53,8 +53,8 @@ void name_thread(int index) {
 
 }  // namespace
 
-// A thread goes on to call k+1 only when all items of call k are taken, so whoever finds a later call than its own in the
-// counter has nothing left to take.
+// A thread goes on to call k+1 only when all items of call k are taken, so whoever finds a later call than
+// its own in the counter has nothing left to take.
 int64_t Worker::take(uint64_t call, int64_t items, int64_t grain) {
   uint64_t value = next_.load(std::memory_order_relaxed);
   for (;;) {
@@ -166,7 +166,8 @@ void ThreadPool::follow(int index) {
     uint32_t state = 0;
     const auto open = [&] {
       state = state_.load(std::memory_order_seq_cst);
-      return stopping_.load(std::memory_order_relaxed) || (!(state & kClosed) && (state & ~(kEpoch - 1)) != done);
+      return stopping_.load(std::memory_order_relaxed) ||
+             (!(state & kClosed) && (state & ~(kEpoch - 1)) != done);
     };
     if (!spin(open)) {
       sleepers_.fetch_add(1, std::memory_order_seq_cst);

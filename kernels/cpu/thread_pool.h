@@ -22,10 +22,10 @@ class Worker {
   int index() const { return index_; }
   int count() const { return count_; }
 
-  /// Shares `items` among the threads of the phase in runs of `grain`, taken as threads become free. Which thread takes
-  /// which item must not matter to the result: threads split rows, never a reduction. Returns when nothing is left to
-  /// take; other threads may still be at their last run. Several calls in one phase are shared one after another, and
-  /// every thread must make the same calls.
+  /// Shares `items` among the threads of the phase in runs of `grain`, taken as threads become free. Which
+  /// thread takes which item must not matter to the result: threads split rows, never a reduction. Returns
+  /// when nothing is left to take; other threads may still be at their last run. Several calls in one phase
+  /// are shared one after another, and every thread must make the same calls.
   template <class F>  // void(int64_t begin, int64_t end)
   void each(int64_t items, int64_t grain, F&& f) {
     const uint64_t call = calls_++;
@@ -44,8 +44,8 @@ class Worker {
   std::atomic<uint64_t>& next_;
 };
 
-/// A persistent pool. Jobs run one after another on thread 0, which leads the others through parallel phases. Between the
-/// phases of a job threads spin for a moment (a token is ~290 matrices); between jobs they sleep.
+/// A persistent pool. Jobs run one after another on thread 0, which leads the others through parallel phases.
+/// Between the phases of a job threads spin for a moment (a token is ~290 matrices); between jobs they sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -58,9 +58,9 @@ class ThreadPool {
   /// Queues a job; it runs when those before it have ended. Any thread may call it. A job must not throw.
   void submit(std::function<void()> job);
 
-  /// From inside a job, not from inside a phase: runs `phase` on thread 0 and on every other thread that comes before all
-  /// work is taken (a thread that the system holds back delays nobody), so all work goes through Worker::each. Returns
-  /// when all are done; throws the first exception that left a phase.
+  /// From inside a job, not from inside a phase: runs `phase` on thread 0 and on every other thread that
+  /// comes before all work is taken (a thread that the system holds back delays nobody), so all work goes
+  /// through Worker::each. Returns when all are done; throws the first exception that left a phase.
   template <class F>  // void(Worker&)
   void parallel(F&& phase) {
     using Phase = std::remove_reference_t<F>;
@@ -78,10 +78,11 @@ class ThreadPool {
   void lead();
   void follow(int index);
 
-  // Phase state, one word so that a follower can sleep on it: | epoch | closed | followers that joined (8 bits) |
+  // Phase state, one word so that a follower can sleep on it: | epoch | closed | followers that joined (8
+  // bits) |
   alignas(64) std::atomic<uint32_t> state_;
-  alignas(64) std::atomic<uint32_t> left_{0};       // followers that have left the phase
-  alignas(64) std::atomic<uint64_t> next_{0};       // | call of each | next item |
+  alignas(64) std::atomic<uint32_t> left_{0};  // followers that have left the phase
+  alignas(64) std::atomic<uint64_t> next_{0};  // | call of each | next item |
   alignas(64) std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> leader_sleeps_{false};
   std::atomic<bool> stopping_{false};

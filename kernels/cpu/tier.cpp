@@ -43,7 +43,8 @@ const Tier& choose_tier(const std::string& name) {
     if (wanted == tier->name) return *tier;
     names += std::string(names.empty() ? "" : ", ") + tier->name;
   }
-  throw Error(ErrorCode::kUnsupported, "there is no tier \"" + wanted + "\"" + (from_variable ? " (from NIWAKI_TIER)" : "") +
+  throw Error(ErrorCode::kUnsupported, "there is no tier \"" + wanted + "\"" +
+                                           (from_variable ? " (from NIWAKI_TIER)" : "") +
                                            " on this machine; it has " + names);
 }
 

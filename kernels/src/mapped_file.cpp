@@ -15,7 +15,8 @@ namespace niwaki {
 namespace {
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, int reason) {
-  throw Error(ErrorCode::kIo, "cannot " + what + " \"" + path + "\": " + std::generic_category().message(reason));
+  throw Error(ErrorCode::kIo,
+              "cannot " + what + " \"" + path + "\": " + std::generic_category().message(reason));
 }
 
 }  // namespace
@@ -55,8 +56,9 @@ void MappedFile::check_size() const {
   struct stat status;
   if (fstat(descriptor_, &status) != 0) fail(path_, "read", errno);
   if (static_cast<size_t>(status.st_size) < size_) {
-    throw Error(ErrorCode::kIo, "\"" + path_ + "\" was " + std::to_string(size_) + " bytes when it was opened and is now " +
-                                    std::to_string(status.st_size) + ": it was changed while in use, load it again");
+    throw Error(ErrorCode::kIo, "\"" + path_ + "\" was " + std::to_string(size_) +
+                                    " bytes when it was opened and is now " + std::to_string(status.st_size) +
+                                    ": it was changed while in use, load it again");
   }
 }
 

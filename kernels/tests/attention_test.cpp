@@ -40,7 +40,8 @@ class Bench {
     for (const int length : lengths) blocks += (length + shape.block_size - 1) / shape.block_size;
     std::vector<int32_t> free(static_cast<size_t>(blocks));
     for (size_t i = 0; i < free.size(); ++i) free[i] = static_cast<int32_t>(i);
-    for (size_t i = free.size(); i-- > 1;) std::swap(free[i], free[static_cast<size_t>(random_.below(static_cast<int64_t>(i) + 1))]);
+    for (size_t i = free.size(); i-- > 1;)
+      std::swap(free[i], free[static_cast<size_t>(random_.below(static_cast<int64_t>(i) + 1))]);
     blocks_ = blocks;
     for (const int length : lengths) {
       Sequence s;
@@ -56,7 +57,8 @@ class Bench {
     }
   }
 
-  /// The output of every position, [sequence][position][head][head_dim], its positions taken `tile` rows at a time.
+  /// The output of every position, [sequence][position][head][head_dim], its positions taken `tile` rows at a
+  /// time.
   std::vector<std::vector<float>> run(const AttentionKernels& kernels, int tile_rows) {
     // Every slot holds NaN until it is written, and a tile is written just before it attends.
     KvCache kv({1, shape_.kv_heads, shape_.head_dim, shape_.block_size, blocks_, shape_.type});
@@ -80,9 +82,9 @@ class Bench {
           std::vector<float> scratch(static_cast<size_t>(attention_scratch(rows * group, dim, block)), NAN);
           const size_t at = static_cast<size_t>((begin * shape_.heads + h * group) * dim);
           const int64_t stride = shape_.heads * dim;
-          kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.keys(0, 0, h), kv.values(0, 0, h),
-                          kv.block_bytes(), block, half, 1 / std::sqrt(static_cast<float>(dim)), &out[at], stride,
-                          scratch.data()});
+          kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.keys(0, 0, h),
+                          kv.values(0, 0, h), kv.block_bytes(), block, half,
+                          1 / std::sqrt(static_cast<float>(dim)), &out[at], stride, scratch.data()});
         }
       }
       outs.push_back(std::move(out));
@@ -106,14 +108,16 @@ class Bench {
           double max = -INFINITY, sum = 0;
           for (int t = 0; t <= p; ++t) {
             double score = 0;
-            for (int d = 0; d < dim; ++d) score += static_cast<double>(q[d]) * rounded(page(s.k, t)[d], shape_.type);
+            for (int d = 0; d < dim; ++d)
+              score += static_cast<double>(q[d]) * rounded(page(s.k, t)[d], shape_.type);
             weights.push_back(score / std::sqrt(static_cast<double>(dim)));
             max = std::max(max, weights.back());
           }
           for (double& w : weights) sum += w = std::exp(w - max);
           for (int d = 0; d < dim; ++d) {
             double exact = 0;
-            for (int t = 0; t <= p; ++t) exact += weights[static_cast<size_t>(t)] / sum * rounded(page(s.v, t)[d], shape_.type);
+            for (int t = 0; t <= p; ++t)
+              exact += weights[static_cast<size_t>(t)] / sum * rounded(page(s.v, t)[d], shape_.type);
             const double got = outs[i][static_cast<size_t>((p * shape_.heads + h) * dim + d)];
             worst = std::max(worst, std::isfinite(got) ? std::fabs(got - exact) : INFINITY);
           }

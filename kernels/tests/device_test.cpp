@@ -30,7 +30,8 @@ struct Sequence {
 };
 
 /// One step: the next `rows[i]` tokens of every sequence.
-void advance(Device& device, const std::shared_ptr<Plan>& plan, std::vector<Sequence*> sequences, std::vector<int> rows) {
+void advance(Device& device, const std::shared_ptr<Plan>& plan, std::vector<Sequence*> sequences,
+             std::vector<int> rows) {
   Step step;
   step.want_logits = true;
   for (size_t i = 0; i < sequences.size(); ++i) {
@@ -49,7 +50,9 @@ void advance(Device& device, const std::shared_ptr<Plan>& plan, std::vector<Sequ
   }
 }
 
-std::shared_ptr<Device> open(int threads, const std::string& tier = "") { return Device::open({threads, tier}); }
+std::shared_ptr<Device> open(int threads, const std::string& tier = "") {
+  return Device::open({threads, tier});
+}
 
 template <class F>
 std::string message_of(ErrorCode code, F&& f) {
@@ -95,7 +98,8 @@ TEST(the_same_sequence_has_the_same_bits) {
           check(s);
         }
         // Beside others: prompts and decode rows, before and behind it.
-        Sequence s{tokens, table, {}}, a{random_tokens(60, 4), {0, 1, 3, 4}, {}}, b{random_tokens(20, 5), {30, 8}, {}};
+        Sequence s{tokens, table, {}}, a{random_tokens(60, 4), {0, 1, 3, 4}, {}},
+            b{random_tokens(20, 5), {30, 8}, {}};
         advance(*device, plan, {&a, &s}, {30, 10});
         advance(*device, plan, {&s, &b}, {1, 20});
         advance(*device, plan, {&a, &s}, {1, 20});
@@ -203,7 +207,10 @@ TEST(jobs_are_cancelled_in_the_queue_and_between_operations) {
   for (int i = 0; i < 40; ++i) {
     jobs.push_back(device->run(plan, step, [&, i](std::exception_ptr failure, StepResult) {
       if (order++ != i) in_order = false;
-      cancelled += contains(message_of(ErrorCode::kCancelled, [&] { if (failure) std::rethrow_exception(failure); }),
+      cancelled += contains(message_of(ErrorCode::kCancelled,
+                                       [&] {
+                                         if (failure) std::rethrow_exception(failure);
+                                       }),
                             i % 2 == 1 ? "cancelled" : "no error");
       ++ended;
       ended.notify_one();
@@ -250,12 +257,14 @@ TEST(a_plan_runs_on_its_own_device_only) {
   first.reset();
   for (int i = 0; i < 4; ++i) {
     const auto other = open(3);
-    CHECK(contains(message_of(ErrorCode::kInvalidArgument, [&] { run(*other, plan, step); }), "another device"));
+    CHECK(contains(message_of(ErrorCode::kInvalidArgument, [&] { run(*other, plan, step); }),
+                   "another device"));
   }
 }
 
 TEST(options_are_checked) {
-  CHECK(contains(message_of(ErrorCode::kUnsupported, [] { open(1, "sse9"); }), "it has " + Device::tiers().front()));
+  CHECK(contains(message_of(ErrorCode::kUnsupported, [] { open(1, "sse9"); }),
+                 "it has " + Device::tiers().front()));
   CHECK(contains(message_of(ErrorCode::kInvalidArgument, [] { open(-1); }), "got -1"));
   CHECK(contains(message_of(ErrorCode::kInvalidArgument, [] { open(1000); }), "got 1000"));
   CHECK(open(0)->threads() >= 1);
@@ -267,8 +276,10 @@ TEST(a_load_reports_its_tensor) {
   auto data = std::make_shared<std::vector<float>>(32, 1.0f);
   (*data)[20] = NAN;
   const std::weak_ptr<void> alive = data;
-  const auto source = MatrixSource{"blk.0.bad", DataType::kF32, 2, reinterpret_cast<const uint8_t*>(data->data())};
-  CHECK(contains(message_of(ErrorCode::kNonFinite, [&] { load(*device, {source}, 16, std::move(data)); }), "blk.0.bad"));
+  const auto source =
+      MatrixSource{"blk.0.bad", DataType::kF32, 2, reinterpret_cast<const uint8_t*>(data->data())};
+  CHECK(contains(message_of(ErrorCode::kNonFinite, [&] { load(*device, {source}, 16, std::move(data)); }),
+                 "blk.0.bad"));
 }
 
 TEST_MAIN()

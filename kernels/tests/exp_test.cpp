@@ -22,7 +22,8 @@ float silu1(float x) {
 /// Distance from the true value in units in the last place of the float nearest to it.
 double ulps(float got, long double exact) {
   const float nearest = static_cast<float>(exact);
-  const float last = std::max(std::nextafter(nearest, INFINITY) - nearest, std::numeric_limits<float>::denorm_min());
+  const float last =
+      std::max(std::nextafter(nearest, INFINITY) - nearest, std::numeric_limits<float>::denorm_min());
   return static_cast<double>(std::fabs(static_cast<long double>(got) - exact) / last);
 }
 
@@ -85,10 +86,11 @@ TEST(half_conversions_are_exact) {
     }
   }
   // Ties go to even; the border to infinity is 65520.
-  const float in[16] = {1 + 0x1p-11f, 1 + 0x3p-11f, 65519.996f, 65520, -65520, 0x1p-25f, 0x1.8p-24f, 0x1.000002p-25f,
-                        -0.0f, 1e-30f, 0x1.ffcp-15f, 0x1.ffep-15f, 3e38f, 2048.5f, -1e-8f, 0x1.4p-24f};
-  const uint16_t expected[16] = {0x3c00, 0x3c02, 0x7bff, 0x7c00, 0xfc00, 0, 2, 1,
-                                 0x8000, 0, 0x0400, 0x0400, 0x7c00, 0x6800, 0x8000, 1};
+  const float in[16] = {1 + 0x1p-11f, 1 + 0x3p-11f,    65519.996f, 65520,     -65520,       0x1p-25f,
+                        0x1.8p-24f,   0x1.000002p-25f, -0.0f,      1e-30f,    0x1.ffcp-15f, 0x1.ffep-15f,
+                        3e38f,        2048.5f,         -1e-8f,     0x1.4p-24f};
+  const uint16_t expected[16] = {0x3c00, 0x3c02, 0x7bff, 0x7c00, 0xfc00, 0,      2,      1,
+                                 0x8000, 0,      0x0400, 0x0400, 0x7c00, 0x6800, 0x8000, 1};
   uint16_t out[16];
   F32x16::load(in).store_f16(out);
   for (int i = 0; i < 16; ++i) CHECK(out[i] == expected[i]);

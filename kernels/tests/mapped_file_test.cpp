@@ -63,7 +63,8 @@ TEST(names_path_and_reason) {
   const Directory directory;
   const fs::path empty = directory.path / "empty.gguf";
   write(empty, 0);
-  CHECK(error_of((directory.path / "none.gguf").string()).find("none.gguf\": No such file") != std::string::npos);
+  CHECK(error_of((directory.path / "none.gguf").string()).find("none.gguf\": No such file") !=
+        std::string::npos);
   CHECK(error_of(directory.path.string()).find("Is a directory") != std::string::npos);
   CHECK(error_of(empty.string()).find("empty.gguf\" is empty") != std::string::npos);
   CHECK(error_of("/dev/null").find("not a regular file") != std::string::npos);

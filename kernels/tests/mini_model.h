@@ -30,8 +30,8 @@ inline std::shared_ptr<const Matrix> load(Device& device, std::vector<MatrixSour
 }
 
 /// Q1_0 rows with random signs and scales near 1 / sqrt(columns), of one tensor or of two of equal rows.
-inline std::shared_ptr<const Matrix> random_q1(Device& device, Random& random, const std::string& name, int64_t rows,
-                                               int64_t columns, int tensors = 1) {
+inline std::shared_ptr<const Matrix> random_q1(Device& device, Random& random, const std::string& name,
+                                               int64_t rows, int64_t columns, int tensors = 1) {
   const size_t row = row_bytes(DataType::kQ1_0, columns);
   auto bytes = std::make_shared<std::vector<uint8_t>>(row * static_cast<size_t>(rows));
   for (uint8_t& byte : *bytes) byte = static_cast<uint8_t>(random.next());
@@ -65,10 +65,12 @@ inline PlanSpec make_spec(Device& device, const MiniModel& m, uint64_t seed = 1)
 
   auto table = std::make_shared<std::vector<float>>(
       random.normals(static_cast<size_t>(m.vocabulary) * static_cast<size_t>(m.hidden), m.embedding_scale));
-  const auto embedding = load(device, {{"token_embd.weight", DataType::kF32, m.vocabulary,
-                                        reinterpret_cast<const uint8_t*>(table->data())}}, m.hidden, table);
-  const auto kv = std::make_shared<KvCache>(
-      KvShape{m.layers, m.kv_heads, m.head_dim, m.block_size, m.blocks, m.kv_type});
+  const auto embedding = load(
+      device,
+      {{"token_embd.weight", DataType::kF32, m.vocabulary, reinterpret_cast<const uint8_t*>(table->data())}},
+      m.hidden, table);
+  const auto kv =
+      std::make_shared<KvCache>(KvShape{m.layers, m.kv_heads, m.head_dim, m.block_size, m.blocks, m.kv_type});
   std::memset(kv->keys(0, 0, 0), 0xff, kv->bytes());  // NaN until written
 
   add("token_embd", EmbedOp{embedding, kHidden});
@@ -76,15 +78,18 @@ inline PlanSpec make_spec(Device& device, const MiniModel& m, uint64_t seed = 1)
   for (int32_t l = 0; l < m.layers; ++l) {
     const std::string name = "blk." + std::to_string(l);
     add(name + ".attn_norm", RmsNormOp{kHidden, norm(m.hidden), kNormed, 1e-6f});
-    add(name + ".attn_qkv", LinearOp{kNormed, random_q1(device, random, "qkv", qkv_width, m.hidden), kQkv, false, {}});
+    add(name + ".attn_qkv",
+        LinearOp{kNormed, random_q1(device, random, "qkv", qkv_width, m.hidden), kQkv, false, {}});
     add(name + ".qk_norm", QkNormRopeOp{kQkv, layout, norm(m.head_dim), norm(m.head_dim), kRope, 1e-6f});
     add(name + ".kv", KvStoreOp{kQkv, layout, kv, l});
     add(name + ".attn", PagedAttentionOp{kQkv, layout, kv, l, kAttention});
-    add(name + ".attn_output", LinearOp{kAttention, random_q1(device, random, "o", m.hidden, q_width), kHidden, true, {}});
+    add(name + ".attn_output",
+        LinearOp{kAttention, random_q1(device, random, "o", m.hidden, q_width), kHidden, true, {}});
     add(name + ".ffn_norm", RmsNormOp{kHidden, norm(m.hidden), kNormed, 1e-6f});
-    add(name + ".ffn_gate_up", LinearOp{kNormed, random_q1(device, random, "gate_up", 2 * m.ffn, m.hidden, 2), kFfn, false,
-                                        Activation::kSwiglu});
-    add(name + ".ffn_down", LinearOp{kFfn, random_q1(device, random, "down", m.hidden, m.ffn), kHidden, true, {}});
+    add(name + ".ffn_gate_up", LinearOp{kNormed, random_q1(device, random, "gate_up", 2 * m.ffn, m.hidden, 2),
+                                        kFfn, false, Activation::kSwiglu});
+    add(name + ".ffn_down",
+        LinearOp{kFfn, random_q1(device, random, "down", m.hidden, m.ffn), kHidden, true, {}});
   }
   add("select", SelectOutputsOp{kHidden, kOutput});
   add("output_norm", RmsNormOp{kOutput, norm(m.hidden), kOutput, 1e-6f});

@@ -77,8 +77,10 @@ TEST(sine_and_cosine_of_a_product) {
   error = 0;
   for (int i = -20'000; i < 20'000; ++i) {
     const SinCos got = sin_cos_of_product(i * 0x1p-10, 1);
-    error = std::max(error, static_cast<double>(std::fabs(got.sin - std::sin(static_cast<long double>(i * 0x1p-10)))));
-    error = std::max(error, static_cast<double>(std::fabs(got.cos - std::cos(static_cast<long double>(i * 0x1p-10)))));
+    error = std::max(
+        error, static_cast<double>(std::fabs(got.sin - std::sin(static_cast<long double>(i * 0x1p-10)))));
+    error = std::max(
+        error, static_cast<double>(std::fabs(got.cos - std::cos(static_cast<long double>(i * 0x1p-10)))));
   }
   CHECK(error < 3e-16);
 }

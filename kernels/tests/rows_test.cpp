@@ -33,7 +33,8 @@ TEST(rms_norm_matches_double_and_every_tier) {
     for (const Tier* tier : available_tiers()) {
       std::vector<float> y(n + 1, 7.0f);
       CHECK(tier->rows.rms_norm(x.data(), weight.data(), 1e-6f, static_cast<int64_t>(n), y.data()));
-      for (size_t i = 0; i < n; ++i) CHECK(std::fabs(y[i] - x[i] / norm * weight[i]) <= 1e-6 * std::fabs(y[i]));
+      for (size_t i = 0; i < n; ++i)
+        CHECK(std::fabs(y[i] - x[i] / norm * weight[i]) <= 1e-6 * std::fabs(y[i]));
       CHECK(y[n] == 7.0f);
       if (first.empty()) first = y;
       CHECK(same_bits(first, y));

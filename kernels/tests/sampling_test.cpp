@@ -15,12 +15,15 @@ using niwaki::test::Random;
 
 namespace {
 
-const RowKernels& best() { return available_tiers().front()->rows; }
+const RowKernels& best() {
+  return available_tiers().front()->rows;
+}
 
 SampleResult sample(const std::vector<float>& logits, const SampleSpec& spec, int64_t position = 0,
                     const RowKernels& kernels = best()) {
   static Sampler sampler;  // reused, as a thread does
-  return sampler.sample(kernels, logits.data(), static_cast<int64_t>(logits.size()), spec, position, "sample 0");
+  return sampler.sample(kernels, logits.data(), static_cast<int64_t>(logits.size()), spec, position,
+                        "sample 0");
 }
 
 std::vector<float> naive_adjusted(std::vector<float> x, const SampleSpec& spec) {
@@ -36,18 +39,22 @@ std::vector<float> naive_adjusted(std::vector<float> x, const SampleSpec& spec) 
 }
 
 /// Tokens that are left and their probabilities, in the order of a full sort.
-std::vector<std::pair<int32_t, double>> naive_distribution(const std::vector<float>& logits, const SampleSpec& spec) {
+std::vector<std::pair<int32_t, double>> naive_distribution(const std::vector<float>& logits,
+                                                           const SampleSpec& spec) {
   const std::vector<float> x = naive_adjusted(logits, spec);
   std::vector<int32_t> order(x.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return x[static_cast<size_t>(a)] > x[static_cast<size_t>(b)]; });
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return x[static_cast<size_t>(a)] > x[static_cast<size_t>(b)];
+  });
   const double max = x[static_cast<size_t>(order[0])];
-  if (spec.top_k > 0 && static_cast<size_t>(spec.top_k) < order.size()) order.resize(static_cast<size_t>(spec.top_k));
+  if (spec.top_k > 0 && static_cast<size_t>(spec.top_k) < order.size())
+    order.resize(static_cast<size_t>(spec.top_k));
   std::vector<std::pair<int32_t, double>> left;
   double sum = 0;
   for (const int32_t token : order) {
-    left.emplace_back(token, std::exp((x[static_cast<size_t>(token)] - max) / static_cast<double>(spec.temperature)));
+    left.emplace_back(
+        token, std::exp((x[static_cast<size_t>(token)] - max) / static_cast<double>(spec.temperature)));
     sum += left.back().second;
   }
   if (spec.top_p < 1) {
@@ -208,7 +215,8 @@ TEST(log_probabilities_are_of_the_unmodified_logits) {
     const auto& [token, logprob] = result.top[i];
     CHECK(std::fabs(logprob - (logits[static_cast<size_t>(token)] - max - std::log(sum))) < 1e-5);
     if (i == 0) continue;
-    const float before = logits[static_cast<size_t>(result.top[i - 1].token)], here = logits[static_cast<size_t>(token)];
+    const float before = logits[static_cast<size_t>(result.top[i - 1].token)],
+                here = logits[static_cast<size_t>(token)];
     CHECK(before > here || (before == here && result.top[i - 1].token < token));
   }
   spec.logprobs = 0;
@@ -265,7 +273,8 @@ TEST(seed_and_position_alone_decide) {
       tokens.push_back(first.token);
       for (const Tier* tier : available_tiers()) {
         const SampleResult again = sample(logits, spec, position, tier->rows);
-        CHECK(again.token == first.token && again.logprob == first.logprob && again.top.size() == first.top.size());
+        CHECK(again.token == first.token && again.logprob == first.logprob &&
+              again.top.size() == first.top.size());
         for (size_t i = 0; i < again.top.size(); ++i) {
           CHECK(again.top[i].token == first.top[i].token && again.top[i].logprob == first.top[i].logprob);
         }

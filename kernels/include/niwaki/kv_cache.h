@@ -18,8 +18,8 @@ struct KvShape {
   KvType type;
 };
 
-/// The pages of every layer. A token's slot is block * block_size + offset. Memory is reserved at once and touched by
-/// the system only when a block is first written.
+/// The pages of every layer. A token's slot is block * block_size + offset. Memory is reserved at once and
+/// touched by the system only when a block is first written.
 ///
 ///   keys of (layer, block, kv head):    [head_dim][block_size]   a lane is a token
 ///   values of (layer, block, kv head):  [block_size][head_dim]   a lane is a dimension
