@@ -10,11 +10,18 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of 64 rows that a thread multiplies at a time: they share the tables of a group in the first-level cache.
-constexpr int64_t kRunBlocks = 4;
-constexpr int64_t kRunRows = kRunBlocks * kBlockRows;
+/// Blocks of rows that a thread multiplies at a time: by tables, as many as share those of a group in the first-level cache
+/// while they stream by; by lanes, as many as the tables built for them are worth.
+constexpr int64_t kTableBlocks = 4;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
+/// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share cache sets.
+constexpr int64_t kSumStride = kRunRows + 16;
+
+/// A thread's own scratch, in floats: results, those of the up half, and the kernels' workspace.
+constexpr size_t kSumFloats = size_t{kTileRows} * kSumStride;
+constexpr size_t kWorkspaceFloats = size_t{2} * kTileRows * kRunRows;
+constexpr size_t kWorkerFloats = 2 * kSumFloats + kWorkspaceFloats;
 
 bool all_finite(const float* x, int64_t count) {
   uint32_t bad = 0;
@@ -34,6 +41,7 @@ struct Linear::Tile {
   const float* x;  // rows for the float kernels: zero padded to a multiple of 16 columns
   int64_t x_stride;
   float* padded;   // where they are padded, if they must be
+  float* workers;  // kWorkerFloats for each thread
 };
 
 Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate, int64_t max_rows)
@@ -50,50 +58,57 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
   }
   for (const Matrix::Part& part : parts) {
     if (is_sign_type(part.type)) {
-      needs_quanta_ = needs_sign_[sign_layout(part.type).bits] = true;
+      needs_quanta_ = needs_tables_[sign_layout(part.type).bits] = true;
     } else {
-      needs_float_ = true;
       needs_padding_ = matrix.columns() % 16 != 0;
     }
   }
   const auto tile_rows = static_cast<size_t>(std::clamp<int64_t>(max_rows, 1, kTileRows));
-  const size_t tile_groups = tile_rows * static_cast<size_t>(groups_);
-  const auto reserve = [this](size_t bytes) {
-    const size_t offset = scratch_bytes_;
-    scratch_bytes_ += (bytes + 63) / 64 * 64;
+  const auto groups = static_cast<size_t>(groups_);
+  size_t bytes = 0;
+  const auto reserve = [&bytes](size_t size) {
+    const size_t offset = bytes;
+    bytes += (size + 63) / 64 * 64;
     return offset;
   };
-  if (needs_quanta_) {
-    quanta_ = reserve(tile_groups * kGroupColumns * sizeof(int16_t));
-    scales_ = reserve(tile_groups * sizeof(float));
-  }
+  if (needs_quanta_) scales_ = reserve(tile_rows * groups * sizeof(float));
+  const size_t table_rows = std::min(tile_rows, static_cast<size_t>(kernels_.table_rows));
   for (int bits = 1; bits <= 2; ++bits) {
-    if (!needs_sign_[bits]) continue;
-    tables_[bits] = reserve(tile_groups * table_bytes(bits));
-    offsets_[bits] = reserve(tile_groups * 2 * sizeof(int32_t));
+    if (!needs_tables_[bits]) continue;
+    tables_[bits] = reserve(table_rows * groups * table_bytes(bits));
+    offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
+  }
+  if (needs_quanta_ && by_lanes(static_cast<int>(tile_rows))) {
+    lanes_ = reserve(groups * kGroupColumns * kTileRows * sizeof(int16_t));
   }
   if (needs_padding_) padded_ = reserve(tile_rows * static_cast<size_t>(padded_columns(matrix.columns())) * sizeof(float));
+  workers_ = reserve(0);
 }
 
 int64_t Linear::out_columns() const {
   return activation_ == Activation::kSwiglu ? matrix_.rows() / 2 : matrix_.rows();
 }
 
+size_t Linear::scratch_bytes(int threads) const {
+  return workers_ + static_cast<size_t>(threads) * kWorkerFloats * sizeof(float);
+}
+
 int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
                     std::byte* scratch) const {
-  const auto at = [scratch](size_t offset) { return reinterpret_cast<uint8_t*>(scratch + offset); };
+  const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
   for (int64_t first = 0; first < rows; first += kTileRows) {
     Tile tile{};
     tile.sign.rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - first));
     tile.sign.columns = matrix_.columns();
     tile.sign.groups = groups_;
-    tile.sign.quanta = reinterpret_cast<int16_t*>(at(quanta_));
-    tile.sign.scales = reinterpret_cast<float*>(at(scales_));
+    tile.sign.scales = floats(scales_);
     for (int bits = 1; bits <= 2; ++bits) {
-      tile.sign.tables[bits] = at(tables_[bits]);
-      tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(at(offsets_[bits]));
+      tile.sign.tables[bits] = reinterpret_cast<uint8_t*>(scratch + tables_[bits]);
+      tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + offsets_[bits]);
     }
-    tile.padded = reinterpret_cast<float*>(at(padded_));
+    tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
+    tile.padded = floats(padded_);
+    tile.workers = floats(workers_);
     const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
     if (bad_row >= 0) return first + bad_row;
     multiply(pool, tile, y + first * y_stride, y_stride);
@@ -101,44 +116,61 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
   return -1;
 }
 
+/// Makes the tile ready. Returns its lowest row that is not finite, or -1.
 int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const {
-  const int64_t columns = matrix_.columns();
-  const int64_t padded_stride = padded_columns(columns);
   std::atomic<int64_t> bad_row{INT64_MAX};
+  const auto report = [&bad_row](int64_t row) {
+    int64_t lowest = bad_row.load();
+    while (row < lowest && !bad_row.compare_exchange_weak(lowest, row)) {
+    }
+  };
   pool.parallel([&](Worker& worker) {
-    worker.each(tile.sign.rows * groups_, kRunGroups, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i / groups_, column = i % groups_ * kGroupColumns;
-        const int count = static_cast<int>(std::min<int64_t>(kGroupColumns, columns - column));
-        const float* values = x + row * x_stride + column;
-        bool finite = true;
-        if (needs_quanta_) {
-          int16_t* quanta = tile.sign.quanta + i * kGroupColumns;
-          finite = kernels_.quantize(values, count, quanta, tile.sign.scales + i);
-          for (int bits = 1; finite && bits <= 2; ++bits) {
-            if (!needs_sign_[bits]) continue;
+    if (needs_quanta_ && by_lanes(tile.sign.rows)) {
+      // Lanes are written for all rows of a group at once.
+      worker.each(groups_, 1, [&](int64_t begin, int64_t end) {
+        alignas(64) int16_t quanta[kTileRows * kGroupColumns] = {};
+        for (int64_t group = begin; group < end; ++group) {
+          for (int row = 0; row < tile.sign.rows; ++row) {
+            if (!prepare_row(tile, x, x_stride, row, group, quanta + row * kGroupColumns)) report(row);
+          }
+          kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kTileRows);
+        }
+      });
+    } else {
+      worker.each(tile.sign.rows * groups_, kRunGroups, [&](int64_t begin, int64_t end) {
+        alignas(64) int16_t quanta[kGroupColumns];
+        for (int64_t i = begin; i < end; ++i) {
+          if (!prepare_row(tile, x, x_stride, i / groups_, i % groups_, quanta)) {
+            report(i / groups_);
+            continue;
+          }
+          for (int bits = 1; bits <= 2; ++bits) {
+            if (!needs_tables_[bits]) continue;
             kernels_.build_tables(bits, quanta, tile.sign.tables[bits] + static_cast<size_t>(i) * table_bytes(bits),
                                   tile.sign.offsets[bits] + 2 * i);
           }
-        } else {
-          finite = all_finite(values, count);
         }
-        if (needs_padding_) {
-          float* target = tile.padded + row * padded_stride + column;
-          std::memcpy(target, values, static_cast<size_t>(count) * sizeof(float));
-          for (int64_t c = column + count; c < std::min(column + kGroupColumns, padded_stride); ++c) target[c - column] = 0.0f;
-        }
-        if (!finite) {
-          int64_t lowest = bad_row.load();
-          while (row < lowest && !bad_row.compare_exchange_weak(lowest, row)) {
-          }
-        }
-      }
-    });
+      });
+    }
   });
   tile.x = needs_padding_ ? tile.padded : x;
-  tile.x_stride = needs_padding_ ? padded_stride : x_stride;
+  tile.x_stride = needs_padding_ ? padded_columns(matrix_.columns()) : x_stride;
   return bad_row.load() == INT64_MAX ? -1 : bad_row.load();
+}
+
+/// Checks, pads and quantises one group of one row, as the matrix needs. Returns false if it is not finite.
+bool Linear::prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
+                         int16_t* quanta) const {
+  const int64_t columns = matrix_.columns(), column = group * kGroupColumns;
+  const int64_t count = std::min<int64_t>(kGroupColumns, columns - column);
+  const float* values = x + row * x_stride + column;
+  if (needs_padding_) {
+    float* padded = tile.padded + row * padded_columns(columns) + column;
+    std::memcpy(padded, values, static_cast<size_t>(count) * sizeof(float));
+    for (int64_t c = count; c < padded_columns(count); ++c) padded[c] = 0.0f;
+  }
+  if (!needs_quanta_) return all_finite(values, count);
+  return kernels_.quantize(values, static_cast<int>(count), quanta, tile.sign.scales + row * groups_ + group);
 }
 
 void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const {
@@ -150,25 +182,26 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
   int64_t blocks = 0;
   for (size_t p = 0; p < listed; ++p) blocks += parts[p].blocks();
   // Few blocks for many threads: smaller runs.
-  const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1, kRunBlocks);
+  const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1, by_lanes(tile.sign.rows) ? kRunBlocks : kTableBlocks);
 
   pool.parallel([&](Worker& worker) {
+    float* sums = tile.workers + static_cast<size_t>(worker.index()) * kWorkerFloats;
+    float* up = sums + kSumFloats;
+    float* workspace = up + kSumFloats;
     worker.each(blocks, grain, [&](int64_t begin, int64_t end) {
-      alignas(64) float sums[kTileRows * kRunRows];
       int64_t part_begin = 0, first_row = 0;  // of the part, in the list and in y
       for (size_t p = 0; p < listed && part_begin < end; ++p) {
         const int64_t part_end = part_begin + parts[p].blocks();
-        const int64_t from = std::max(begin, part_begin), to = std::min(end, part_end);
+        const int64_t from = std::max(begin, part_begin) - part_begin, to = std::min(end, part_end) - part_begin;
         if (from < to) {
-          const int64_t first = (from - part_begin) * kBlockRows;
+          const int64_t first = from * kBlockRows;
           const int64_t count = std::min((to - from) * kBlockRows, parts[p].rows - first);
-          multiply_part(p, from - part_begin, to - from, tile, sums);
+          multiply_part(p, from, to - from, tile, sums, workspace);
           if (swiglu) {
-            alignas(64) float up[kTileRows * kRunRows];
-            multiply_part(1, from - part_begin, to - from, tile, up);
+            multiply_part(1, from, to - from, tile, up, workspace);
             for (int t = 0; t < tile.sign.rows; ++t) {
-              float* gate = sums + t * kRunRows;
-              kernels_.swiglu(gate, up + t * kRunRows, (count + 15) / 16 * 16, gate);
+              float* gate = sums + t * kSumStride;
+              kernels_.swiglu(gate, up + t * kSumStride, (count + 15) / 16 * 16, gate);
             }
           }
           write(tile, sums, first_row + first, count, y, y_stride);
@@ -180,24 +213,25 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
   });
 }
 
-/// out[t][r], rows kRunRows apart, for `blocks` blocks of a part; defined up to a multiple of 16 rows.
-void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile, float* out) const {
+/// out[t][r], rows kSumStride apart, for `blocks` blocks of a part; defined up to a multiple of 16 rows.
+void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
+                           float* workspace) const {
   const Matrix::Part& part = matrix_.parts()[part_index];
   if (is_sign_type(part.type)) {
-    kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kRunRows);
+    kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kSumStride, workspace);
     return;
   }
   const int64_t rows = std::min(blocks * kBlockRows, part.rows - first_block * kBlockRows);
   kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows, padded_columns(part.columns), tile.x,
-                          tile.x_stride, tile.sign.rows, out, kRunRows);
+                          tile.x_stride, tile.sign.rows, out, kSumStride);
   for (int t = 0; t < tile.sign.rows; ++t) {
-    for (int64_t r = rows; r % 16 != 0; ++r) out[t * kRunRows + r] = 0.0f;
+    for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
   }
 }
 
 void Linear::write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y, int64_t y_stride) const {
   for (int t = 0; t < tile.sign.rows; ++t) {
-    const float* from = sums + t * kRunRows;
+    const float* from = sums + t * kSumStride;
     float* to = y + t * y_stride + first;
     if (accumulate_) {
       for (int64_t r = 0; r < count; ++r) to[r] += from[r];

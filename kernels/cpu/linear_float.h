@@ -70,7 +70,9 @@ template <DataType kType>
 inline void multiply_type(const uint8_t* weights, size_t row_stride, int64_t rows, int64_t columns, const float* x,
                           int64_t x_stride, int tile_rows, float* out, int64_t out_stride) {
   int64_t r = 0;
-  // One row of the step alone needs several weight rows at a time to hide the latency of fma; more have enough sums.
+  // One row of the step alone needs several weight rows at a time to hide the latency of fma; more have enough sums, as many as
+  // stay in registers beside what unpacks the weights.
+  constexpr int kTile = kType == DataType::kQ8_0 || kType == DataType::kQ4_0 ? 2 : 3;
   for (; tile_rows == 1 && r + 4 <= rows; r += 4) {
     multiply_rows<kType, 4, 1>(weights + static_cast<size_t>(r) * row_stride, row_stride, columns, x, x_stride, out + r,
                                out_stride);
@@ -78,8 +80,8 @@ inline void multiply_type(const uint8_t* weights, size_t row_stride, int64_t row
   for (; r + 2 <= rows; r += 2) {
     const uint8_t* w = weights + static_cast<size_t>(r) * row_stride;
     int t = 0;
-    for (; t + 3 <= tile_rows; t += 3) {
-      multiply_rows<kType, 2, 3>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r, out_stride);
+    for (; t + kTile <= tile_rows; t += kTile) {
+      multiply_rows<kType, 2, kTile>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r, out_stride);
     }
     for (; t < tile_rows; ++t) {
       multiply_rows<kType, 2, 1>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r, out_stride);

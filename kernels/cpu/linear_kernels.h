@@ -47,15 +47,19 @@ constexpr int sign_position(int row) {
 /// Bytes of the look-up tables of one group of activations: per four weight bits, 16 sums of two bytes each.
 constexpr size_t table_bytes(int bits) { return static_cast<size_t>(kGroupColumns * bits / 4) * 32; }
 
-/// Quantised rows of a step, and the tables made of them (those that the matrix needs).
+/// Blocks of rows that one call multiplies at most.
+constexpr int kRunBlocks = 16;
+constexpr int kRunRows = kRunBlocks * kBlockRows;
+
+/// Quantised rows of a step: as look-up tables (of the bits that the matrix needs), or, of many rows, side by side.
 struct SignTile {
   int rows;             // 1 .. kTileRows
   int64_t columns;
   int64_t groups;       // of kGroupColumns; the last may be shorter
-  int16_t* quanta;      // [rows][groups][kGroupColumns]
   float* scales;        // [rows][groups]
   uint8_t* tables[3];   // by weight bits: [rows][groups][table_bytes(bits)]; what is in them is the tier's own
   int32_t* offsets[3];  // by weight bits: [rows][groups][2], of each half group: what its tables' sums are too large by
+  int16_t* lanes;       // [groups][kGroupColumns][kTileRows]; lanes beyond the last row are zero
 };
 
 /// The matrix kernels of a tier. A row of the step is computed in the same way whatever rows stand beside it.
@@ -64,13 +68,20 @@ struct LinearKernels {
   /// smallest scale that keeps to kMaxQuantum and kMaxQuantumSum. Returns false if one is NaN or infinite.
   bool (*quantize)(const float* x, int count, int16_t* quanta, float* scale);
 
+  /// Tiles of up to this many rows are multiplied by tables, larger ones by lanes.
+  int table_rows;
+
   /// The tables of one group for weights of `bits` bits, and its two offsets.
   void (*build_tables)(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
-  /// out[t][r] = row r of `blocks` consecutive blocks of rows, times row t of the tile. Per group, ascending:
-  /// out = fma(float(integer sum), row scale * activation scale, out).
+  /// The lanes of one group: quanta [kTileRows][kGroupColumns] transposed. Null if all tiles go by tables.
+  void (*build_lanes)(const int16_t* quanta, int16_t* lanes);
+
+  /// out[t][r] = row r of `blocks` <= kRunBlocks consecutive blocks of rows, times row t of the tile. Per scale group,
+  /// ascending: out = fma(float(integer sum), row scale * activation scale, out). `workspace` is 64-byte aligned room for two
+  /// floats per kRunRows rows and kTileRows lanes.
   void (*multiply_sign)(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
-                        int64_t out_stride);
+                        int64_t out_stride, float* workspace);
 
   /// out[t][r] = row r of `rows` plain rows, times x[t]; `columns` is a multiple of 16. In 16 lanes, as tier.h says.
   void (*multiply_float)(DataType type, const uint8_t* weights, size_t row_stride, int64_t rows, int64_t columns,

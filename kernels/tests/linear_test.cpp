@@ -29,7 +29,7 @@ class Scratch {
 std::vector<float> run(ThreadPool& pool, const Tier& tier, const Matrix& matrix, Activation activation, int64_t rows,
                        const std::vector<float>& x, bool accumulate = false) {
   const Linear linear(tier, matrix, activation, accumulate, rows);
-  const Scratch scratch(linear.scratch_bytes());
+  const Scratch scratch(linear.scratch_bytes(pool.threads()));
   std::vector<float> y(static_cast<size_t>(rows * linear.out_columns()), accumulate ? 2.5f : NAN);
   run_job(pool, [&] {
     const int64_t bad =
@@ -125,6 +125,17 @@ TEST(a_row_has_the_same_bits_in_steps_of_any_size) {
   }
 }
 
+TEST(runs_of_many_blocks_agree) {
+  ThreadPool pool(1);
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ2_0_G128}) {
+    const int64_t out = 64 * 67 + 5;  // four full runs of blocks, and a short one
+    const auto matrix = pack(pool, {random_tensor(type, out, 256, 1)}, 256);
+    const auto x = random_activations(16, 256, 2);
+    const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, 16, x);
+    for (const Tier* tier : available_tiers()) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 16, x), y));
+  }
+}
+
 TEST(threads_change_nothing) {
   ThreadPool one(1), two(2), three(3);
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ8_0}) {
@@ -217,7 +228,7 @@ TEST(the_lowest_row_that_is_not_finite_is_named) {
           x[static_cast<size_t>(row * 384 + 383)] = bad;
           x[static_cast<size_t>(22 * 384)] = bad;
           const Linear linear(*tier, *matrix, Activation::kNone, false, 24);
-          const Scratch scratch(linear.scratch_bytes());
+          const Scratch scratch(linear.scratch_bytes(pool.threads()));
           std::vector<float> y(24 * 70);
           run_job(pool, [&] {
             CHECK(linear.run(pool, 24, x.data(), 384, y.data(), 70, scratch.data()) == row);

@@ -1,5 +1,6 @@
 // The matrix kernels with AVX2: sixteen-entry tables in registers (vpshufb), 32 rows at a time.
 #define NIWAKI_SIMD_AVX2
+#include "cpu/avx2/linear_lanes.h"
 #include "cpu/linear_float.h"
 #include "cpu/quantize.h"
 
@@ -28,6 +29,9 @@ inline void store_planes(__m256i sums, uint8_t* table) {
   const __m256i planes = _mm256_packus_epi16(low, _mm256_srli_epi16(sums, kLow));
   _mm256_store_si256(reinterpret_cast<__m256i*>(table), _mm256_permute4x64_epi64(planes, 0xd8));
 }
+
+/// Lanes cost about as much for one row as for sixteen, as much as tables for some ten.
+constexpr int kTableRows = 10;
 
 inline int positive(int x) { return x > 0 ? x : 0; }
 
@@ -69,19 +73,26 @@ struct Sums {
   __m256i even, odd;  // unsigned 16-bit: rows 0..15 and 16..31 of the half block
 };
 
+/// Makes the compiler hold a value in a register here. gcc 12 otherwise gathers the loads of many look-ups before the first
+/// add, runs out of registers and keeps the sums in memory.
+inline void keep(__m256i& value) { asm("" : "+x"(value)); }
+
 /// Adds the look-ups of one byte column for 32 rows.
 inline void look_up(const uint8_t* bytes, const uint8_t* table, __m256i& low, __m256i& high) {
   const __m256i nibble = _mm256_set1_epi8(15);
   const auto plane = [table](int i) {
     return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table) + i));
   };
-  const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes));
+  __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes));
+  keep(both);
   const __m256i first = _mm256_and_si256(both, nibble);
   const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
   low = _mm256_add_epi8(low, _mm256_shuffle_epi8(plane(0), first));
   high = _mm256_add_epi8(high, _mm256_shuffle_epi8(plane(1), first));
   low = _mm256_add_epi8(low, _mm256_shuffle_epi8(plane(2), second));
   high = _mm256_add_epi8(high, _mm256_shuffle_epi8(plane(3), second));
+  keep(low);
+  keep(high);
 }
 
 /// The table sums of 32 rows over kSumRun byte columns. As 16-bit lanes a vector of bytes is even + 256 odd: `all` adds
@@ -156,7 +167,8 @@ inline void multiply_block_2(const uint8_t* block, const uint8_t* tables, int32_
 }
 
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
-                   int64_t out_stride) {
+                   int64_t out_stride, float* workspace) {
+  if (tile.rows > kTableRows) return multiply_lanes(type, weights, blocks, tile, out, out_stride, workspace);
   const SignLayout layout = sign_layout(type);
   const int64_t scale_groups = tile.columns / layout.columns;
   const int64_t block_stride = scale_groups * layout.block_bytes();
@@ -189,6 +201,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kAvx2LinearKernels = {quantize_group, build_tables, multiply_sign, multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx2LinearKernels = {
+    quantize_group, kTableRows, build_tables, build_lanes, multiply_sign, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

@@ -27,7 +27,7 @@ void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* off
 }
 
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
-                   int64_t out_stride) {
+                   int64_t out_stride, float* /*workspace*/) {
   const SignLayout layout = sign_layout(type);
   const int64_t scale_groups = tile.columns / layout.columns;
   for (int t = 0; t < tile.rows; ++t) {
@@ -63,6 +63,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kPortableLinearKernels = {quantize_group, build_tables, multiply_sign, multiply_float_rows, swiglu_rows};
+const LinearKernels kPortableLinearKernels = {
+    quantize_group, kTileRows, build_tables, nullptr, multiply_sign, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki
