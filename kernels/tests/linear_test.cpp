@@ -90,10 +90,10 @@ TEST(every_type_and_shape_agrees_with_double_in_every_tier_to_the_same_bits) {
   for (const DataType type : kAllTypes) {
     for (const int64_t out : {1, 63, 64, 65, 331}) {
       for (const int64_t columns : odd_columns(type)) {
-        const std::vector<Tensor> tensors = {random_tensor(type, out, columns, static_cast<uint32_t>(out + columns))};
+        const std::vector<Tensor> tensors = {random_tensor(type, out, columns, static_cast<uint64_t>(out + columns))};
         const auto matrix = pack(pool, tensors, columns);
         for (const int64_t rows : {1, 2, 3, 17}) {
-          const auto x = random_activations(rows, columns, static_cast<uint32_t>(rows));
+          const auto x = random_activations(rows, columns, static_cast<uint64_t>(rows));
           const auto tiers = available_tiers();
           const auto y = run(pool, *tiers.back(), *matrix, Activation::kNone, rows, x);
           // A single output can cancel to almost nothing; its error is then relative to nothing.

@@ -1,5 +1,6 @@
 #include "niwaki/matrix.h"
 
+#include <functional>
 #include <limits>
 
 #include "check.h"
@@ -33,7 +34,7 @@ TEST(every_row_of_every_type_comes_back_as_it_was) {
   for (const DataType type : kAllTypes) {
     for (const int64_t rows : {1, 63, 64, 65, 200}) {
       const int64_t columns = info(type).block == 1 ? 77 : info(type).block * 3;
-      const Tensor tensor = random_tensor(type, rows, columns, static_cast<uint32_t>(rows));
+      const Tensor tensor = random_tensor(type, rows, columns, static_cast<uint64_t>(rows));
       const auto matrix = pack(pool, {tensor}, columns);
       CHECK(matrix->rows() == rows && matrix->columns() == columns);
       std::vector<float> row(static_cast<size_t>(columns));

@@ -50,13 +50,13 @@ Group check(const std::vector<float>& x) {
 }  // namespace
 
 TEST(random_groups_keep_the_bounds_and_use_them) {
-  std::mt19937 random(1);
+  Random random(1);
   for (int i = 0; i < 3000; ++i) {
     std::vector<float> x(i % 7 == 0 ? 64 : 128);
     const int shape = i % 5;
-    const float size = std::ldexp(1.0f, static_cast<int>(random() % 200) - 100);
+    const float size = std::ldexp(1.0f, static_cast<int>(random.below(200)) - 100);
     for (float& v : x) {
-      const float u = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
+      const float u = static_cast<float>(2 * random.uniform() - 1);
       v = size * (shape == 0 ? u : shape == 1 ? u * u * u : shape == 2 ? std::copysign(1.0f, u) : shape == 3 ? u + 3 : std::copysign(1 - u * u * 0x1p-9f, u));
     }
     const Group group = check(x);

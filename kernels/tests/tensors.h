@@ -3,17 +3,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <exception>
-#include <functional>
-#include <future>
-#include <random>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "cpu/float16.h"
 #include "cpu/thread_pool.h"
+#include "job.h"
 #include "niwaki/data_type.h"
 #include "niwaki/matrix.h"
+#include "random.h"
 
 namespace niwaki::test {
 
@@ -50,15 +49,14 @@ struct Tensor {
   }
 };
 
-inline Tensor random_tensor(DataType type, int64_t rows, int64_t columns, uint32_t seed, const std::string& name = "blk.0.test.weight") {
+inline Tensor random_tensor(DataType type, int64_t rows, int64_t columns, uint64_t seed, const std::string& name = "blk.0.test.weight") {
   Tensor tensor{name, type, rows, columns, std::vector<uint8_t>(static_cast<size_t>(rows) * row_bytes(type, columns))};
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, 0.03f);
+  Random random(seed);
   const DataTypeInfo& t = info(type);
   for (size_t i = 0; i < tensor.bytes.size(); i += static_cast<size_t>(t.block_bytes)) {
     uint8_t* block = tensor.bytes.data() + i;
-    for (int b = 0; b < t.block_bytes; ++b) block[b] = static_cast<uint8_t>(random());
-    const float value = normal(random);
+    for (int b = 0; b < t.block_bytes; ++b) block[b] = static_cast<uint8_t>(random.next());
+    const float value = 0.03f * random.normal();
     const uint16_t half = type == DataType::kBF16 ? [value] {
       uint32_t bits;
       std::memcpy(&bits, &value, 4);
@@ -73,26 +71,8 @@ inline Tensor random_tensor(DataType type, int64_t rows, int64_t columns, uint32
   return tensor;
 }
 
-inline std::vector<float> random_activations(int64_t rows, int64_t columns, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, 1);
-  std::vector<float> x(static_cast<size_t>(rows * columns));
-  for (float& value : x) value = normal(random);
-  return x;
-}
-
-/// Runs `body` as a job of the pool and waits; what it throws comes out here.
-inline void run_job(ThreadPool& pool, const std::function<void()>& body) {
-  std::promise<void> done;
-  pool.submit([&] {
-    try {
-      body();
-      done.set_value();
-    } catch (...) {
-      done.set_exception(std::current_exception());
-    }
-  });
-  done.get_future().get();
+inline std::vector<float> random_activations(int64_t rows, int64_t columns, uint64_t seed) {
+  return Random(seed).normals(static_cast<size_t>(rows * columns));
 }
 
 inline std::shared_ptr<const Matrix> pack(ThreadPool& pool, const std::vector<Tensor>& tensors, int64_t columns) {
