@@ -2,7 +2,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Scalar conversions, exact for every bit pattern. Internal linkage: files of different instruction sets include this.
+// Scalar conversions, exact for every bit pattern. Internal linkage: files of different instruction sets
+// include this.
 namespace niwaki {
 
 /// IEEE 754 binary16 to float32: exact; NaN stays NaN.
@@ -57,7 +58,5 @@ static inline float bfloat16_to_float(uint16_t value) {
   std::memcpy(&result, &bits, sizeof result);
   return result;
 }
-
-static inline bool half_is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
 }  // namespace niwaki

@@ -10,12 +10,13 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows that a thread multiplies at a time: by tables, as many as share those of a group in the first-level cache
-/// while they stream by; by lanes, as many as the tables built for them are worth.
+/// Blocks of rows that a thread multiplies at a time: by tables, as many as share those of a group in the
+/// first-level cache while they stream by; by lanes, as many as the tables built for them are worth.
 constexpr int64_t kTableBlocks = 4;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
-/// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share cache sets.
+/// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share
+/// cache sets.
 constexpr int64_t kSumStride = kRunRows + 16;
 
 /// A thread's own scratch, in floats: results, those of the up half, and the kernels' workspace.
@@ -44,7 +45,8 @@ struct Linear::Tile {
   float* workers;  // kWorkerFloats for each thread
 };
 
-Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate, int64_t max_rows)
+Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate,
+               int64_t max_rows)
     : kernels_(tier.linear),
       matrix_(matrix),
       activation_(activation),
@@ -54,7 +56,8 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
   if (activation == Activation::kSwiglu && (parts.size() != 2 || parts[0].rows != parts[1].rows)) {
     throw Error(ErrorCode::kInvalidArgument,
                 "SwiGLU needs a matrix of two tensors of equal rows, gate and up; this one has " +
-                    std::to_string(parts.size()) + " tensors and " + std::to_string(matrix.rows()) + " rows.");
+                    std::to_string(parts.size()) + " tensors and " + std::to_string(matrix.rows()) +
+                    " rows.");
   }
   for (const Matrix::Part& part : parts) {
     if (is_sign_type(part.type)) {
@@ -81,7 +84,8 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
   if (needs_quanta_ && by_lanes(static_cast<int>(tile_rows))) {
     lanes_ = reserve(groups * kGroupColumns * kTileRows * sizeof(int16_t));
   }
-  if (needs_padding_) padded_ = reserve(tile_rows * static_cast<size_t>(padded_columns(matrix.columns())) * sizeof(float));
+  if (needs_padding_)
+    padded_ = reserve(tile_rows * static_cast<size_t>(padded_columns(matrix.columns())) * sizeof(float));
   workers_ = reserve(0);
 }
 
@@ -93,8 +97,8 @@ size_t Linear::scratch_bytes(int threads) const {
   return workers_ + static_cast<size_t>(threads) * kWorkerFloats * sizeof(float);
 }
 
-int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
-                    std::byte* scratch) const {
+int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
+                    int64_t y_stride, std::byte* scratch) const {
   const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
   for (int64_t first = 0; first < rows; first += kTileRows) {
     Tile tile{};
@@ -146,7 +150,8 @@ int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile
           }
           for (int bits = 1; bits <= 2; ++bits) {
             if (!needs_tables_[bits]) continue;
-            kernels_.build_tables(bits, quanta, tile.sign.tables[bits] + static_cast<size_t>(i) * table_bytes(bits),
+            kernels_.build_tables(bits, quanta,
+                                  tile.sign.tables[bits] + static_cast<size_t>(i) * table_bytes(bits),
                                   tile.sign.offsets[bits] + 2 * i);
           }
         }
@@ -175,14 +180,15 @@ bool Linear::prepare_row(const Tile& tile, const float* x, int64_t x_stride, int
 
 void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const {
   const auto& parts = matrix_.parts();
-  // The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows and the block
-  // of up rows beside it are one item.
+  // The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows
+  // and the block of up rows beside it are one item.
   const bool swiglu = activation_ == Activation::kSwiglu;
   const size_t listed = swiglu ? 1 : parts.size();
   int64_t blocks = 0;
   for (size_t p = 0; p < listed; ++p) blocks += parts[p].blocks();
   // Few blocks for many threads: smaller runs.
-  const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1, by_lanes(tile.sign.rows) ? kRunBlocks : kTableBlocks);
+  const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1,
+                                            by_lanes(tile.sign.rows) ? kRunBlocks : kTableBlocks);
 
   pool.parallel([&](Worker& worker) {
     float* sums = tile.workers + static_cast<size_t>(worker.index()) * kWorkerFloats;
@@ -192,7 +198,8 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
       int64_t part_begin = 0, first_row = 0;  // of the part, in the list and in y
       for (size_t p = 0; p < listed && part_begin < end; ++p) {
         const int64_t part_end = part_begin + parts[p].blocks();
-        const int64_t from = std::max(begin, part_begin) - part_begin, to = std::min(end, part_end) - part_begin;
+        const int64_t from = std::max(begin, part_begin) - part_begin,
+                      to = std::min(end, part_end) - part_begin;
         if (from < to) {
           const int64_t first = from * kBlockRows;
           const int64_t count = std::min((to - from) * kBlockRows, parts[p].rows - first);
@@ -214,22 +221,24 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
 }
 
 /// out[t][r], rows kSumStride apart, for `blocks` blocks of a part; defined up to a multiple of 16 rows.
-void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
-                           float* workspace) const {
+void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile,
+                           float* out, float* workspace) const {
   const Matrix::Part& part = matrix_.parts()[part_index];
   if (is_sign_type(part.type)) {
     kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kSumStride, workspace);
     return;
   }
   const int64_t rows = std::min(blocks * kBlockRows, part.rows - first_block * kBlockRows);
-  kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows, padded_columns(part.columns), tile.x,
-                          tile.x_stride, tile.sign.rows, out, kSumStride);
+  kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows,
+                          padded_columns(part.columns), tile.x, tile.x_stride, tile.sign.rows, out,
+                          kSumStride);
   for (int t = 0; t < tile.sign.rows; ++t) {
     for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
   }
 }
 
-void Linear::write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y, int64_t y_stride) const {
+void Linear::write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y,
+                   int64_t y_stride) const {
   for (int t = 0; t < tile.sign.rows; ++t) {
     const float* from = sums + t * kSumStride;
     float* to = y + t * y_stride + first;

@@ -10,7 +10,8 @@
 
 namespace niwaki {
 
-/// y = W x (or y += W x) for the rows of a step: one linear operation of a plan, bound to a tier. The matrix must outlive it.
+/// y = W x (or y += W x) for the rows of a step: one linear operation of a plan, bound to a tier. The matrix
+/// must outlive it.
 class Linear {
  public:
   /// Throws kInvalidArgument if the activation is SwiGLU and the matrix is not two tensors of equal rows.
@@ -19,13 +20,13 @@ class Linear {
   /// Width of a row of y: the matrix's rows, or half of them for SwiGLU.
   int64_t out_columns() const;
 
-  /// Bytes of scratch on a pool of that many threads; all the linear operations of a plan share one scratch, as they run one
-  /// after another.
+  /// Bytes of scratch on a pool of that many threads; all the linear operations of a plan share one scratch,
+  /// as they run one after another.
   size_t scratch_bytes(int threads) const;
 
-  /// Runs on every thread of the pool, from inside a job. x is [rows, matrix columns], y is [rows, out_columns()]; strides are
-  /// in floats, scratch is aligned to 64 bytes. Returns the lowest row whose activations are NaN or infinite (y is then
-  /// unfinished), or -1.
+  /// Runs on every thread of the pool, from inside a job. x is [rows, matrix columns], y is [rows,
+  /// out_columns()]; strides are in floats, scratch is aligned to 64 bytes. Returns the lowest row whose
+  /// activations are NaN or infinite (y is then unfinished), or -1.
   int64_t run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
               std::byte* scratch) const;
 
@@ -33,17 +34,20 @@ class Linear {
   struct Tile;
   bool by_lanes(int tile_rows) const { return tile_rows > kernels_.table_rows; }
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const;
-  bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group, int16_t* quanta) const;
+  bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
+                   int16_t* quanta) const;
   void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const;
-  void multiply_part(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out, float* workspace) const;
-  void write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y, int64_t y_stride) const;
+  void multiply_part(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
+                     float* workspace) const;
+  void write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y,
+             int64_t y_stride) const;
 
   const LinearKernels& kernels_;
   const Matrix& matrix_;
   Activation activation_;
   bool accumulate_;
-  int64_t groups_;              // of activations, the last may be short
-  bool needs_tables_[3]{};      // by weight bits
+  int64_t groups_;          // of activations, the last may be short
+  bool needs_tables_[3]{};  // by weight bits
   bool needs_quanta_ = false;
   bool needs_padding_ = false;  // float rows that end inside 16 columns
 

@@ -1,5 +1,5 @@
-// Matrices of float and 8- and 4-bit types with float activations, written once and compiled for every tier: include it in
-// a tier's .cpp after cpu/simd.h. Weights become exact floats in registers.
+// Matrices of float and 8- and 4-bit types with float activations, written once and compiled for every tier:
+// include it in a tier's .cpp after cpu/simd.h. Weights become exact floats in registers.
 #pragma once
 #include "cpu/linear_kernels.h"
 #include "cpu/simd.h"
@@ -23,7 +23,8 @@ inline F32x16 load_nibbles(const uint8_t* p, bool high) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m128i codes = _mm_and_si128(high ? _mm_srli_epi16(bytes, 4) : bytes, _mm_set1_epi8(15));
   const __m128i q = _mm_sub_epi8(codes, _mm_set1_epi8(8));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))};
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))};
 #else
   return F32x16::make([=](int i) { return static_cast<float>((high ? p[i] >> 4 : p[i] & 15) - 8); });
 #endif
@@ -40,7 +41,8 @@ inline F32x16 load_weights(const uint8_t* row, int64_t c) {
     return F32x16::load_bf16(reinterpret_cast<const uint16_t*>(row) + c);
   } else if constexpr (kType == DataType::kQ8_0) {
     const uint8_t* block = row + c / 32 * 34;
-    return F32x16::broadcast(load_half(block)) * F32x16::load_i8(reinterpret_cast<const int8_t*>(block + 2) + c % 32);
+    return F32x16::broadcast(load_half(block)) *
+           F32x16::load_i8(reinterpret_cast<const int8_t*>(block + 2) + c % 32);
   } else {
     const uint8_t* block = row + c / 32 * 18;
     return F32x16::broadcast(load_half(block)) * load_nibbles(block + 2, c % 32 != 0);
@@ -49,8 +51,8 @@ inline F32x16 load_weights(const uint8_t* row, int64_t c) {
 
 /// kRows weight rows times kTile rows of the step.
 template <DataType kType, int kRows, int kTile>
-inline void multiply_rows(const uint8_t* weights, size_t row_stride, int64_t columns, const float* x, int64_t x_stride,
-                          float* out, int64_t out_stride) {
+inline void multiply_rows(const uint8_t* weights, size_t row_stride, int64_t columns, const float* x,
+                          int64_t x_stride, float* out, int64_t out_stride) {
   F32x16 sums[kRows][kTile];
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kTile; ++t) sums[r][t] = F32x16::zero();
@@ -67,52 +69,62 @@ inline void multiply_rows(const uint8_t* weights, size_t row_stride, int64_t col
 }
 
 template <DataType kType>
-inline void multiply_type(const uint8_t* weights, size_t row_stride, int64_t rows, int64_t columns, const float* x,
-                          int64_t x_stride, int tile_rows, float* out, int64_t out_stride) {
+inline void multiply_type(const uint8_t* weights, size_t row_stride, int64_t rows, int64_t columns,
+                          const float* x, int64_t x_stride, int tile_rows, float* out, int64_t out_stride) {
   int64_t r = 0;
-  // One row of the step alone needs several weight rows at a time to hide the latency of fma; more have enough sums, as many as
-  // stay in registers beside what unpacks the weights.
+  // One row of the step alone needs several weight rows at a time to hide the latency of fma; more have
+  // enough sums, as many as stay in registers beside what unpacks the weights.
   constexpr int kTile = kType == DataType::kQ8_0 || kType == DataType::kQ4_0 ? 2 : 3;
   for (; tile_rows == 1 && r + 4 <= rows; r += 4) {
-    multiply_rows<kType, 4, 1>(weights + static_cast<size_t>(r) * row_stride, row_stride, columns, x, x_stride, out + r,
-                               out_stride);
+    multiply_rows<kType, 4, 1>(weights + static_cast<size_t>(r) * row_stride, row_stride, columns, x,
+                               x_stride, out + r, out_stride);
   }
   for (; r + 2 <= rows; r += 2) {
     const uint8_t* w = weights + static_cast<size_t>(r) * row_stride;
     int t = 0;
     for (; t + kTile <= tile_rows; t += kTile) {
-      multiply_rows<kType, 2, kTile>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r, out_stride);
+      multiply_rows<kType, 2, kTile>(w, row_stride, columns, x + t * x_stride, x_stride,
+                                     out + t * out_stride + r, out_stride);
     }
     for (; t < tile_rows; ++t) {
-      multiply_rows<kType, 2, 1>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r, out_stride);
+      multiply_rows<kType, 2, 1>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r,
+                                 out_stride);
     }
   }
   for (; r < rows; ++r) {
     const uint8_t* w = weights + static_cast<size_t>(r) * row_stride;
     for (int t = 0; t < tile_rows; ++t) {
-      multiply_rows<kType, 1, 1>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r, out_stride);
+      multiply_rows<kType, 1, 1>(w, row_stride, columns, x + t * x_stride, x_stride, out + t * out_stride + r,
+                                 out_stride);
     }
   }
 }
 
 /// See LinearKernels::multiply_float.
-inline void multiply_float_rows(DataType type, const uint8_t* weights, size_t row_stride, int64_t rows, int64_t columns,
-                                const float* x, int64_t x_stride, int tile_rows, float* out, int64_t out_stride) {
+inline void multiply_float_rows(DataType type, const uint8_t* weights, size_t row_stride, int64_t rows,
+                                int64_t columns, const float* x, int64_t x_stride, int tile_rows, float* out,
+                                int64_t out_stride) {
   const auto run = [&](auto multiply) {
     multiply(weights, row_stride, rows, columns, x, x_stride, tile_rows, out, out_stride);
   };
   switch (type) {
-    case DataType::kF32: return run(multiply_type<DataType::kF32>);
-    case DataType::kF16: return run(multiply_type<DataType::kF16>);
-    case DataType::kBF16: return run(multiply_type<DataType::kBF16>);
-    case DataType::kQ8_0: return run(multiply_type<DataType::kQ8_0>);
-    default: return run(multiply_type<DataType::kQ4_0>);
+    case DataType::kF32:
+      return run(multiply_type<DataType::kF32>);
+    case DataType::kF16:
+      return run(multiply_type<DataType::kF16>);
+    case DataType::kBF16:
+      return run(multiply_type<DataType::kBF16>);
+    case DataType::kQ8_0:
+      return run(multiply_type<DataType::kQ8_0>);
+    default:
+      return run(multiply_type<DataType::kQ4_0>);
   }
 }
 
 /// See LinearKernels::swiglu.
 inline void swiglu_rows(const float* gate, const float* up, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; i += kLanes) (silu(F32x16::load(gate + i)) * F32x16::load(up + i)).store(out + i);
+  for (int64_t i = 0; i < count; i += kLanes)
+    (silu(F32x16::load(gate + i)) * F32x16::load(up + i)).store(out + i);
 }
 
 }  // namespace

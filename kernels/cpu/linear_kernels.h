@@ -6,7 +6,8 @@
 
 namespace niwaki {
 
-/// Activations are quantised in groups of this many columns; the last of a row may be shorter and counts as zero padded.
+/// Activations are quantised in groups of this many columns; the last of a row may be shorter and counts as
+/// zero padded.
 constexpr int kGroupColumns = 128;
 /// No quantised activation is larger, and no group's magnitudes sum to more: sums of signs fit int16.
 constexpr int kMaxQuantum = 511;
@@ -17,13 +18,13 @@ constexpr int kBlockRows = 64;
 /// Rows of a step that are multiplied together.
 constexpr int kTileRows = 16;
 
-/// How a sign type lies in memory once packed. A block is 64 rows of one scale group: `byte_columns` runs of 64 bytes, one
-/// byte a row (8 weights of Q1_0 or 4 of Q2_0, as in the file), then 64 float16 scales.
+/// How a sign type lies in memory once packed. A block is 64 rows of one scale group: `byte_columns` runs of
+/// 64 bytes, one byte a row (8 weights of Q1_0 or 4 of Q2_0, as in the file), then 64 float16 scales.
 ///
 ///   byte column 0 | byte column 1 | ... | scales of rows 0..63
 ///
-/// Byte 32 h + 2 i of a byte column is row 32 h + i, byte 32 h + 2 i + 1 is row 32 h + 16 + i (h < 2, i < 16): as 16-bit
-/// lanes, the low bytes are 16 neighbouring rows, and so are the high ones.
+/// In each half of a byte column (32 rows), byte 2 i is row i and byte 2 i + 1 is row 16 + i: as 16-bit
+/// lanes, the low bytes are 16 neighboring rows, and so are the high ones.
 struct SignLayout {
   int bits;          // of a weight
   int columns;       // that share a scale
@@ -32,7 +33,7 @@ struct SignLayout {
   constexpr int block_bytes() const { return kBlockRows * (byte_columns + 2); }
 };
 constexpr SignLayout sign_layout(DataType type) {
-  return type == DataType::kQ1_0 ? SignLayout{1, 128, 16}
+  return type == DataType::kQ1_0   ? SignLayout{1, 128, 16}
          : type == DataType::kQ2_0 ? SignLayout{2, 64, 16}
                                    : SignLayout{2, 128, 32};
 }
@@ -45,27 +46,32 @@ constexpr int sign_position(int row) {
 }
 
 /// Bytes of the look-up tables of one group of activations: per four weight bits, 16 sums of two bytes each.
-constexpr size_t table_bytes(int bits) { return static_cast<size_t>(kGroupColumns * bits / 4) * 32; }
+constexpr size_t table_bytes(int bits) {
+  return static_cast<size_t>(kGroupColumns * bits / 4) * 32;
+}
 
 /// Blocks of rows that one call multiplies at most.
 constexpr int kRunBlocks = 16;
 constexpr int kRunRows = kRunBlocks * kBlockRows;
 
-/// Quantised rows of a step: as look-up tables (of the bits that the matrix needs), or, of many rows, side by side.
+/// Quantised rows of a step: as look-up tables (of the bits that the matrix needs), or, of many rows, side by
+/// side.
 struct SignTile {
-  int rows;             // 1 .. kTileRows
+  int rows;  // 1 .. kTileRows
   int64_t columns;
-  int64_t groups;       // of kGroupColumns; the last may be shorter
-  float* scales;        // [rows][groups]
-  uint8_t* tables[3];   // by weight bits: [rows][groups][table_bytes(bits)]; what is in them is the tier's own
-  int32_t* offsets[3];  // by weight bits: [rows][groups][2], of each half group: what its tables' sums are too large by
+  int64_t groups;      // of kGroupColumns; the last may be shorter
+  float* scales;       // [rows][groups]
+  uint8_t* tables[3];  // by weight bits: [rows][groups][table_bytes(bits)]; what is in them is the tier's own
+  int32_t* offsets[3];  // by weight bits: [rows][groups][2], of each half group: what its tables' sums are
+                        // too large by
   int16_t* lanes;       // [groups][kGroupColumns][kTileRows]; lanes beyond the last row are zero
 };
 
 /// The matrix kernels of a tier. A row of the step is computed in the same way whatever rows stand beside it.
 struct LinearKernels {
-  /// Quantises a group of `count` <= kGroupColumns activations: quanta = round to nearest even of x / scale, zero padded, at the
-  /// smallest scale that keeps to kMaxQuantum and kMaxQuantumSum. Returns false if one is NaN or infinite.
+  /// Quantises a group of `count` <= kGroupColumns activations: quanta = round to nearest even of x / scale,
+  /// zero padded, at the smallest scale that keeps to kMaxQuantum and kMaxQuantumSum. Returns false if one is
+  /// NaN or infinite.
   bool (*quantize)(const float* x, int count, int16_t* quanta, float* scale);
 
   /// Tiles of up to this many rows are multiplied by tables, larger ones by lanes.
@@ -77,15 +83,17 @@ struct LinearKernels {
   /// The lanes of one group: quanta [kTileRows][kGroupColumns] transposed. Null if all tiles go by tables.
   void (*build_lanes)(const int16_t* quanta, int16_t* lanes);
 
-  /// out[t][r] = row r of `blocks` <= kRunBlocks consecutive blocks of rows, times row t of the tile. Per scale group,
-  /// ascending: out = fma(float(integer sum), row scale * activation scale, out). `workspace` is 64-byte aligned room for two
-  /// floats per kRunRows rows and kTileRows lanes.
-  void (*multiply_sign)(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
-                        int64_t out_stride, float* workspace);
+  /// out[t][r] = row r of `blocks` <= kRunBlocks consecutive blocks of rows, times row t of the tile. Per
+  /// scale group, ascending: out = fma(float(integer sum), row scale * activation scale, out). `workspace` is
+  /// 64-byte aligned room for two floats per kRunRows rows and kTileRows lanes.
+  void (*multiply_sign)(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
+                        float* out, int64_t out_stride, float* workspace);
 
-  /// out[t][r] = row r of `rows` plain rows, times x[t]; `columns` is a multiple of 16. In 16 lanes, as tier.h says.
-  void (*multiply_float)(DataType type, const uint8_t* weights, size_t row_stride, int64_t rows, int64_t columns,
-                         const float* x, int64_t x_stride, int tile_rows, float* out, int64_t out_stride);
+  /// out[t][r] = row r of `rows` plain rows, times x[t]; `columns` is a multiple of 16. In 16 lanes, as
+  /// tier.h says.
+  void (*multiply_float)(DataType type, const uint8_t* weights, size_t row_stride, int64_t rows,
+                         int64_t columns, const float* x, int64_t x_stride, int tile_rows, float* out,
+                         int64_t out_stride);
 
   /// out = gate / (1 + exp(-gate)) * up; `count` is a multiple of 16. In place is fine.
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);

@@ -12,19 +12,23 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
 
-size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+size_t round_up(size_t bytes, size_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
 
 }  // namespace
 
 MatrixMemory::MatrixMemory(size_t bytes) {
-  // A mapping that begins at a huge page and ends at a small one: huge pages serve all but the end, and none is filled for
-  // bytes that nobody asked for.
+  // A mapping that begins at a huge page and ends at a small one: huge pages serve all but the end, and none
+  // is filled for bytes that nobody asked for.
   const size_t size = round_up(bytes, kPage);
   const size_t slack = size >= kHugePage ? kHugePage : 0;
   void* mapped = bytes > SIZE_MAX / 2 ? MAP_FAILED
-                                      : mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                                      : mmap(nullptr, size + slack, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) {
-    throw Error(ErrorCode::kOutOfMemory, "There is no memory for " + std::to_string(bytes) + " bytes of weights.");
+    throw Error(ErrorCode::kOutOfMemory,
+                "There is no memory for " + std::to_string(bytes) + " bytes of weights.");
   }
   data_ = static_cast<uint8_t*>(mapped);
   bytes_ = size;

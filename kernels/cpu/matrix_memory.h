@@ -5,8 +5,8 @@
 
 namespace niwaki {
 
-/// Pages of memory, zero at first, aligned to at least 64 bytes. Large ones ask the system for huge pages: at the rate at
-/// which weights are read, small pages cost more than the reading.
+/// Pages of memory, zero at first, aligned to at least 64 bytes. Large ones ask the system for huge pages: at
+/// the rate at which weights are read, small pages cost more than the reading.
 class MatrixMemory {
  public:
   MatrixMemory() = default;

@@ -1,4 +1,5 @@
-// The one activation quantiser, written once and compiled for every tier: include it in a tier's .cpp after cpu/simd.h.
+// The one activation quantiser, written once and compiled for every tier: include it in a tier's .cpp after
+// cpu/simd.h.
 #pragma once
 #include "cpu/linear_kernels.h"
 #include "cpu/simd.h"
@@ -10,8 +11,9 @@ namespace {
 ///
 ///   inverse = min(511 / max|x|, 32700 / sum|x|, 2^125)
 ///
-/// Rounding adds at most 64 to a group's sum, which leaves 32,703; three more are left for the sum's own rounding. The
-/// sum is taken of |x| / 128, so that no finite group overflows it, and the last bound keeps the scale a normal float.
+/// Rounding adds at most 64 to a group's sum, which leaves 32,703; three more are left for the sum's own
+/// rounding. The sum is taken of |x| / 128, so that no finite group overflows it, and the last bound keeps
+/// the scale a normal float.
 inline bool quantize_group(const float* x, int count, int16_t* quanta, float* scale) {
   alignas(64) float padded[kGroupColumns];
   if (count < kGroupColumns) {
@@ -43,7 +45,8 @@ inline bool quantize_group(const float* x, int count, int16_t* quanta, float* sc
     (F32x16::load(x + i) * factor + magic).store(rounded);
     int32_t bits[kLanes];
     std::memcpy(bits, rounded, sizeof bits);
-    for (int lane = 0; lane < kLanes; ++lane) quanta[i + lane] = static_cast<int16_t>(bits[lane] - 0x4b400000);
+    for (int lane = 0; lane < kLanes; ++lane)
+      quanta[i + lane] = static_cast<int16_t>(bits[lane] - 0x4b400000);
   }
   *scale = 1.0f / inverse;
   return true;

@@ -8,7 +8,7 @@ namespace niwaki {
 
 const DataTypeInfo& info(DataType type) {
   static constexpr DataTypeInfo kTypes[] = {
-      {"F32", 1, 4},    {"F16", 1, 2},    {"BF16", 1, 2},  {"Q8_0", 32, 34},
+      {"F32", 1, 4},    {"F16", 1, 2},     {"BF16", 1, 2},   {"Q8_0", 32, 34},
       {"Q4_0", 32, 18}, {"Q1_0", 128, 18}, {"Q2_0", 64, 18}, {"Q2_0_G128", 128, 34},
   };
   const auto index = static_cast<uint32_t>(type);

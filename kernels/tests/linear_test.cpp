@@ -14,7 +14,8 @@ namespace {
 /// Scratch that is aligned and ends where it says, so that the sanitizers see what goes beyond.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes) : data_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 64) / 64 * 64))) {
+  explicit Scratch(size_t bytes)
+      : data_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 64) / 64 * 64))) {
     std::memset(data_, 0xff, bytes);
   }
   ~Scratch() { std::free(data_); }
@@ -26,8 +27,8 @@ class Scratch {
   std::byte* data_;
 };
 
-std::vector<float> run(ThreadPool& pool, const Tier& tier, const Matrix& matrix, Activation activation, int64_t rows,
-                       const std::vector<float>& x, bool accumulate = false) {
+std::vector<float> run(ThreadPool& pool, const Tier& tier, const Matrix& matrix, Activation activation,
+                       int64_t rows, const std::vector<float>& x, bool accumulate = false) {
   const Linear linear(tier, matrix, activation, accumulate, rows);
   const Scratch scratch(linear.scratch_bytes(pool.threads()));
   std::vector<float> y(static_cast<size_t>(rows * linear.out_columns()), accumulate ? 2.5f : NAN);
@@ -39,7 +40,9 @@ std::vector<float> run(ThreadPool& pool, const Tier& tier, const Matrix& matrix,
   return y;
 }
 
-bool same_bits(const float* a, const float* b, size_t count) { return std::memcmp(a, b, count * sizeof(float)) == 0; }
+bool same_bits(const float* a, const float* b, size_t count) {
+  return std::memcmp(a, b, count * sizeof(float)) == 0;
+}
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && same_bits(a.data(), b.data(), a.size());
 }
@@ -57,7 +60,8 @@ std::vector<double> reference(const std::vector<Tensor>& tensors, int64_t rows, 
       for (int64_t t = 0; t < rows; ++t) {
         double sum = 0;
         for (int64_t c = 0; c < tensor.columns; ++c) {
-          sum += static_cast<double>(weights[static_cast<size_t>(c)]) * static_cast<double>(x[static_cast<size_t>(t * tensor.columns + c)]);
+          sum += static_cast<double>(weights[static_cast<size_t>(c)]) *
+                 static_cast<double>(x[static_cast<size_t>(t * tensor.columns + c)]);
         }
         y[static_cast<size_t>(t * width + first + r)] = sum;
       }
@@ -76,11 +80,14 @@ double relative_error(const std::vector<float>& y, const std::vector<double>& ex
   return std::sqrt(error / norm);
 }
 
-double tolerance(DataType type) { return is_sign_type(type) ? 2.5e-3 : 1e-6; }
+double tolerance(DataType type) {
+  return is_sign_type(type) ? 2.5e-3 : 1e-6;
+}
 
 std::vector<int64_t> odd_columns(DataType type) {
   const int64_t block = info(type).block;
-  return block == 1 ? std::vector<int64_t>{1, 15, 131, 400} : std::vector<int64_t>{block, 3 * block, 5 * block};
+  return block == 1 ? std::vector<int64_t>{1, 15, 131, 400}
+                    : std::vector<int64_t>{block, 3 * block, 5 * block};
 }
 
 }  // namespace
@@ -90,7 +97,8 @@ TEST(every_type_and_shape_agrees_with_double_in_every_tier_to_the_same_bits) {
   for (const DataType type : kAllTypes) {
     for (const int64_t out : {1, 63, 64, 65, 331}) {
       for (const int64_t columns : odd_columns(type)) {
-        const std::vector<Tensor> tensors = {random_tensor(type, out, columns, static_cast<uint64_t>(out + columns))};
+        const std::vector<Tensor> tensors = {
+            random_tensor(type, out, columns, static_cast<uint64_t>(out + columns))};
         const auto matrix = pack(pool, tensors, columns);
         for (const int64_t rows : {1, 2, 3, 17}) {
           const auto x = random_activations(rows, columns, static_cast<uint64_t>(rows));
@@ -98,7 +106,8 @@ TEST(every_type_and_shape_agrees_with_double_in_every_tier_to_the_same_bits) {
           const auto y = run(pool, *tiers.back(), *matrix, Activation::kNone, rows, x);
           // A single output can cancel to almost nothing; its error is then relative to nothing.
           if (out * rows > 60) CHECK(relative_error(y, reference(tensors, rows, x)) < tolerance(type));
-          for (const Tier* tier : tiers) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, rows, x), y));
+          for (const Tier* tier : tiers)
+            CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, rows, x), y));
         }
       }
     }
@@ -132,7 +141,8 @@ TEST(runs_of_many_blocks_agree) {
     const auto matrix = pack(pool, {random_tensor(type, out, 256, 1)}, 256);
     const auto x = random_activations(16, 256, 2);
     const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, 16, x);
-    for (const Tier* tier : available_tiers()) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 16, x), y));
+    for (const Tier* tier : available_tiers())
+      CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 16, x), y));
   }
 }
 
@@ -153,18 +163,22 @@ TEST(threads_change_nothing) {
 TEST(tensors_of_different_types_are_one_matrix) {
   ThreadPool pool(2);
   std::vector<Tensor> tensors;
-  for (const DataType type : kAllTypes) tensors.push_back(random_tensor(type, 70 + 3 * static_cast<int>(type), 256, 11));
+  for (const DataType type : kAllTypes)
+    tensors.push_back(random_tensor(type, 70 + 3 * static_cast<int>(type), 256, 11));
   const auto matrix = pack(pool, tensors, 256);
   const auto x = random_activations(19, 256, 3);
   const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, 19, x);
   CHECK(relative_error(y, reference(tensors, 19, x)) < 2.5e-3);
-  for (const Tier* tier : available_tiers()) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 19, x), y));
+  for (const Tier* tier : available_tiers())
+    CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 19, x), y));
   // Each tensor alone gives its columns of the whole.
   int64_t first = 0;
   for (const Tensor& tensor : tensors) {
-    const auto alone = run(pool, *available_tiers().front(), *pack(pool, {tensor}, 256), Activation::kNone, 19, x);
+    const auto alone =
+        run(pool, *available_tiers().front(), *pack(pool, {tensor}, 256), Activation::kNone, 19, x);
     for (int64_t t = 0; t < 19; ++t) {
-      CHECK(same_bits(alone.data() + t * tensor.rows, y.data() + t * matrix->rows() + first, static_cast<size_t>(tensor.rows)));
+      CHECK(same_bits(alone.data() + t * tensor.rows, y.data() + t * matrix->rows() + first,
+                      static_cast<size_t>(tensor.rows)));
     }
     first += tensor.rows;
   }
@@ -184,7 +198,8 @@ TEST(swiglu_pairs_gate_and_up_rows) {
   for (const DataType gate : {DataType::kQ1_0, DataType::kF16, DataType::kQ2_0}) {
     for (const DataType up : {DataType::kQ1_0, DataType::kF32}) {
       for (const int64_t half : {1, 64, 77, 600}) {
-        const std::vector<Tensor> tensors = {random_tensor(gate, half, 256, 5), random_tensor(up, half, 256, 6)};
+        const std::vector<Tensor> tensors = {random_tensor(gate, half, 256, 5),
+                                             random_tensor(up, half, 256, 6)};
         const auto matrix = pack(pool, tensors, 256);
         const auto x = random_activations(18, 256, 7);
         const auto stacked = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 18, x);
@@ -193,13 +208,16 @@ TEST(swiglu_pairs_gate_and_up_rows) {
         double worst = 0;
         for (int64_t t = 0; t < 18; ++t) {
           for (int64_t r = 0; r < half; ++r) {
-            const double g = stacked[static_cast<size_t>(t * 2 * half + r)], u = stacked[static_cast<size_t>(t * 2 * half + half + r)];
+            const double g = stacked[static_cast<size_t>(t * 2 * half + r)],
+                         u = stacked[static_cast<size_t>(t * 2 * half + half + r)];
             const double expected = g / (1 + std::exp(-g)) * u;
-            worst = std::max(worst, std::abs(y[static_cast<size_t>(t * half + r)] - expected) / (std::abs(expected) + 1e-30));
+            worst = std::max(worst, std::abs(y[static_cast<size_t>(t * half + r)] - expected) /
+                                        (std::abs(expected) + 1e-30));
           }
         }
         CHECK(worst < 1e-6);
-        for (const Tier* tier : available_tiers()) CHECK(same_bits(run(pool, *tier, *matrix, Activation::kSwiglu, 18, x), y));
+        for (const Tier* tier : available_tiers())
+          CHECK(same_bits(run(pool, *tier, *matrix, Activation::kSwiglu, 18, x), y));
       }
     }
   }
@@ -207,7 +225,8 @@ TEST(swiglu_pairs_gate_and_up_rows) {
 
 TEST(swiglu_of_unequal_halves_is_refused) {
   ThreadPool pool(1);
-  const auto matrix = pack(pool, {random_tensor(DataType::kQ1_0, 3, 128, 1), random_tensor(DataType::kQ1_0, 5, 128, 1)}, 128);
+  const auto matrix =
+      pack(pool, {random_tensor(DataType::kQ1_0, 3, 128, 1), random_tensor(DataType::kQ1_0, 5, 128, 1)}, 128);
   bool thrown = false;
   try {
     const Linear linear(*available_tiers().front(), *matrix, Activation::kSwiglu, false, 1);
@@ -230,9 +249,8 @@ TEST(the_lowest_row_that_is_not_finite_is_named) {
           const Linear linear(*tier, *matrix, Activation::kNone, false, 24);
           const Scratch scratch(linear.scratch_bytes(pool.threads()));
           std::vector<float> y(24 * 70);
-          run_job(pool, [&] {
-            CHECK(linear.run(pool, 24, x.data(), 384, y.data(), 70, scratch.data()) == row);
-          });
+          run_job(pool,
+                  [&] { CHECK(linear.run(pool, 24, x.data(), 384, y.data(), 70, scratch.data()) == row); });
         }
       }
     }
@@ -254,9 +272,11 @@ TEST(sums_at_the_edge_of_sixteen_bits_are_exact) {
       }
       const auto matrix = pack(pool, {tensor}, 256);
       for (const float sign : {1.0f, -1.0f}) {
-        for (const int spread : {1, 2, 4}) {  // every spread-th column, so that the maximum and not the sum decides
+        for (const int spread :
+             {1, 2, 4}) {  // every spread-th column, so that the maximum and not the sum decides
           std::vector<float> x(256);
-          for (size_t i = 0; i < x.size(); i += static_cast<size_t>(spread)) x[i] = sign * (i % 3 == 0 ? -1.0f : 1.0f);
+          for (size_t i = 0; i < x.size(); i += static_cast<size_t>(spread))
+            x[i] = sign * (i % 3 == 0 ? -1.0f : 1.0f);
           float expected = 0;
           for (size_t g = 0; g < 256; g += kGroupColumns) {
             int16_t quanta[kGroupColumns];

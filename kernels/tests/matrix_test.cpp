@@ -25,7 +25,9 @@ std::string error_of(ErrorCode code, const std::function<void()>& body) {
   return "";
 }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 }  // namespace
 
@@ -53,7 +55,8 @@ TEST(every_row_of_every_type_comes_back_as_it_was) {
 
 TEST(rows_of_stacked_tensors_follow_one_another) {
   ThreadPool pool(1);
-  const std::vector<Tensor> tensors = {random_tensor(DataType::kQ1_0, 70, 256, 1), random_tensor(DataType::kQ2_0, 5, 256, 2),
+  const std::vector<Tensor> tensors = {random_tensor(DataType::kQ1_0, 70, 256, 1),
+                                       random_tensor(DataType::kQ2_0, 5, 256, 2),
                                        random_tensor(DataType::kF16, 3, 256, 3)};
   const auto matrix = pack(pool, tensors, 256);
   CHECK(matrix->rows() == 78);
@@ -85,9 +88,11 @@ TEST(a_scale_or_weight_that_is_not_finite_is_refused_by_tensor_and_row) {
       const float value = infinite ? -INFINITY : NAN;
       uint32_t bits;
       std::memcpy(&bits, &value, 4);
-      const uint16_t half = type == DataType::kBF16 ? static_cast<uint16_t>(bits >> 16) : float_to_half(value);
+      const uint16_t half =
+          type == DataType::kBF16 ? static_cast<uint16_t>(bits >> 16) : float_to_half(value);
       for (const int64_t row : {149, 131}) {
-        type == DataType::kF32 ? std::memcpy(tensor.block(row, 1), &value, 4) : std::memcpy(tensor.block(row, 1), &half, 2);
+        type == DataType::kF32 ? std::memcpy(tensor.block(row, 1), &value, 4)
+                               : std::memcpy(tensor.block(row, 1), &half, 2);
       }
       const std::string message = error_of(ErrorCode::kNonFinite, [&] { pack(pool, {tensor}, 256); });
       CHECK(contains(message, "blk.7.ffn_up.weight"));
@@ -100,8 +105,8 @@ TEST(a_row_length_that_does_not_fit_the_type_is_refused) {
   ThreadPool pool(1);
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"blk.1.attn_k.weight", DataType::kQ1_0, 1, &byte}};
-  const std::string message =
-      error_of(ErrorCode::kInvalidArgument, [&] { run_job(pool, [&] { Matrix::pack(sources, 192, pool); }); });
+  const std::string message = error_of(ErrorCode::kInvalidArgument,
+                                       [&] { run_job(pool, [&] { Matrix::pack(sources, 192, pool); }); });
   CHECK(contains(message, "blk.1.attn_k.weight"));
   CHECK(contains(message, "192"));
 }

@@ -57,7 +57,11 @@ TEST(random_groups_keep_the_bounds_and_use_them) {
     const float size = std::ldexp(1.0f, static_cast<int>(random.below(200)) - 100);
     for (float& v : x) {
       const float u = static_cast<float>(2 * random.uniform() - 1);
-      v = size * (shape == 0 ? u : shape == 1 ? u * u * u : shape == 2 ? std::copysign(1.0f, u) : shape == 3 ? u + 3 : std::copysign(1 - u * u * 0x1p-9f, u));
+      v = size * (shape == 0   ? u
+                  : shape == 1 ? u * u * u
+                  : shape == 2 ? std::copysign(1.0f, u)
+                  : shape == 3 ? u + 3
+                               : std::copysign(1 - u * u * 0x1p-9f, u));
     }
     const Group group = check(x);
     int largest = 0, sum = 0;
@@ -86,7 +90,8 @@ TEST(ties_round_to_even) {
   x[4] = -0.25f;
   const Group group = check(x);
   CHECK(group.scale == 0.5f);
-  CHECK(group.quanta[0] == 511 && group.quanta[1] == 0 && group.quanta[2] == 2 && group.quanta[3] == -2 && group.quanta[4] == 0);
+  CHECK(group.quanta[0] == 511 && group.quanta[1] == 0 && group.quanta[2] == 2 && group.quanta[3] == -2 &&
+        group.quanta[4] == 0);
 }
 
 TEST(all_alike_reach_the_bound_of_the_sum) {
@@ -103,8 +108,8 @@ TEST(zeros_are_zero) {
 }
 
 TEST(the_smallest_and_the_largest_floats) {
-  for (const float v : {std::numeric_limits<float>::denorm_min(), 1e-42f, std::numeric_limits<float>::min(), 0x1p-119f, 0x1p-118f,
-                        0x1p-117f, 0x1p-116f, std::numeric_limits<float>::max()}) {
+  for (const float v : {std::numeric_limits<float>::denorm_min(), 1e-42f, std::numeric_limits<float>::min(),
+                        0x1p-119f, 0x1p-118f, 0x1p-117f, 0x1p-116f, std::numeric_limits<float>::max()}) {
     std::vector<float> x(128, v);
     check(x);
     for (size_t i = 0; i < x.size(); i += 2) x[i] = -v / 3;

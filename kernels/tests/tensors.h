@@ -27,30 +27,42 @@ struct Tensor {
 
   MatrixSource source() const { return {name, type, rows, bytes.data()}; }
   uint8_t* block(int64_t row, int64_t index) {
-    return bytes.data() + row * static_cast<int64_t>(row_bytes(type, columns)) + index * info(type).block_bytes;
+    return bytes.data() + row * static_cast<int64_t>(row_bytes(type, columns)) +
+           index * info(type).block_bytes;
   }
   float weight(int64_t row, int64_t column) const {
     const DataTypeInfo& t = info(type);
-    const uint8_t* block = bytes.data() + row * static_cast<int64_t>(row_bytes(type, columns)) + column / t.block * t.block_bytes;
+    const uint8_t* block = bytes.data() + row * static_cast<int64_t>(row_bytes(type, columns)) +
+                           column / t.block * t.block_bytes;
     const int j = static_cast<int>(column % t.block);
     uint16_t half;
     std::memcpy(&half, block, 2);
     const float d = half_to_float(half);
     float value;
     switch (type) {
-      case DataType::kF32: std::memcpy(&value, block, 4); return value;
-      case DataType::kF16: return d;
-      case DataType::kBF16: return bfloat16_to_float(half);
-      case DataType::kQ8_0: return d * static_cast<float>(static_cast<int8_t>(block[2 + j]));
-      case DataType::kQ4_0: return d * static_cast<float>((j < 16 ? block[2 + j] & 15 : block[2 + j - 16] >> 4) - 8);
-      case DataType::kQ1_0: return block[2 + j / 8] >> j % 8 & 1 ? d : -d;
-      default: return d * static_cast<float>((block[2 + j / 4] >> 2 * (j % 4) & 3) - 1);
+      case DataType::kF32:
+        std::memcpy(&value, block, 4);
+        return value;
+      case DataType::kF16:
+        return d;
+      case DataType::kBF16:
+        return bfloat16_to_float(half);
+      case DataType::kQ8_0:
+        return d * static_cast<float>(static_cast<int8_t>(block[2 + j]));
+      case DataType::kQ4_0:
+        return d * static_cast<float>((j < 16 ? block[2 + j] & 15 : block[2 + j - 16] >> 4) - 8);
+      case DataType::kQ1_0:
+        return block[2 + j / 8] >> j % 8 & 1 ? d : -d;
+      default:
+        return d * static_cast<float>((block[2 + j / 4] >> 2 * (j % 4) & 3) - 1);
     }
   }
 };
 
-inline Tensor random_tensor(DataType type, int64_t rows, int64_t columns, uint64_t seed, const std::string& name = "blk.0.test.weight") {
-  Tensor tensor{name, type, rows, columns, std::vector<uint8_t>(static_cast<size_t>(rows) * row_bytes(type, columns))};
+inline Tensor random_tensor(DataType type, int64_t rows, int64_t columns, uint64_t seed,
+                            const std::string& name = "blk.0.test.weight") {
+  Tensor tensor{name, type, rows, columns,
+                std::vector<uint8_t>(static_cast<size_t>(rows) * row_bytes(type, columns))};
   Random random(seed);
   const DataTypeInfo& t = info(type);
   for (size_t i = 0; i < tensor.bytes.size(); i += static_cast<size_t>(t.block_bytes)) {
@@ -75,7 +87,8 @@ inline std::vector<float> random_activations(int64_t rows, int64_t columns, uint
   return Random(seed).normals(static_cast<size_t>(rows * columns));
 }
 
-inline std::shared_ptr<const Matrix> pack(ThreadPool& pool, const std::vector<Tensor>& tensors, int64_t columns) {
+inline std::shared_ptr<const Matrix> pack(ThreadPool& pool, const std::vector<Tensor>& tensors,
+                                          int64_t columns) {
   std::vector<MatrixSource> sources;
   for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
   std::shared_ptr<const Matrix> matrix;

@@ -7,13 +7,14 @@
 namespace niwaki {
 namespace {
 
-// A table's sums are made non-negative by an offset and split in two planes of bytes, as vpshufb looks up bytes:
+// A table's sums are made non-negative by an offset and split in two planes of bytes, as vpshufb looks up
+// bytes. 64 bytes for each byte column:
 //
-//   byte column p (64 bytes):  low nibble: low plane 16 | high plane 16,  high nibble: low plane 16 | high plane 16
+//   low nibble:  low plane 16 | high plane 16       high nibble:  low plane 16 | high plane 16
 //
-// One bit a weight: four columns, sums of the activations whose bit is set, at most 4 * 511 = 2044, eleven bits: five in
-// the low plane (eight look-ups fit a byte), six in the high (four do). Two bits: two columns of -1, 0, 1, 2 times the
-// activation, 0 .. 3066 after the offset, twelve bits: six and six.
+// One bit a weight: four columns, sums of the activations whose bit is set, at most 4 * 511 = 2044, eleven
+// bits: five in the low plane (eight look-ups fit a byte), six in the high (four do). Two bits: two columns
+// of -1, 0, 1, 2 times the activation, 0 .. 3066 after the offset, twelve bits: six and six.
 template <int kBits>
 constexpr int kLowBits = kBits == 1 ? 5 : 6;
 /// Byte columns, of two look-ups each, whose low planes are added in bytes.
@@ -33,7 +34,9 @@ inline void store_planes(__m256i sums, uint8_t* table) {
 /// Lanes cost about as much for one row as for sixteen, as much as tables for some ten.
 constexpr int kTableRows = 10;
 
-inline int positive(int x) { return x > 0 ? x : 0; }
+inline int positive(int x) {
+  return x > 0 ? x : 0;
+}
 
 void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
   const __m256i code = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -48,7 +51,8 @@ void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* off
       const int16_t* q = quanta + c;
       const int negative = positive(-q[0]) + positive(-q[1]) + positive(-q[2]) + positive(-q[3]);
       __m256i sums = _mm256_set1_epi16(static_cast<int16_t>(negative));
-      for (int i = 0; i < 4; ++i) sums = _mm256_add_epi16(sums, _mm256_and_si256(set[i], _mm256_set1_epi16(q[i])));
+      for (int i = 0; i < 4; ++i)
+        sums = _mm256_add_epi16(sums, _mm256_and_si256(set[i], _mm256_set1_epi16(q[i])));
       store_planes<kLowBits<1>>(sums, tables + c / 4 * 32);
       // sum of +-q = 2 (table sum) - sum of |q|
       offsets[c / 64] += 2 * negative + q[0] + q[1] + q[2] + q[3];
@@ -73,9 +77,11 @@ struct Sums {
   __m256i even, odd;  // unsigned 16-bit: rows 0..15 and 16..31 of the half block
 };
 
-/// Makes the compiler hold a value in a register here. gcc 12 otherwise gathers the loads of many look-ups before the first
-/// add, runs out of registers and keeps the sums in memory.
-inline void keep(__m256i& value) { asm("" : "+x"(value)); }
+/// Makes the compiler hold a value in a register here. gcc 12 otherwise gathers the loads of many look-ups
+/// before the first add, runs out of registers and keeps the sums in memory.
+inline void keep(__m256i& value) {
+  asm("" : "+x"(value));
+}
 
 /// Adds the look-ups of one byte column for 32 rows.
 inline void look_up(const uint8_t* bytes, const uint8_t* table, __m256i& low, __m256i& high) {
@@ -95,8 +101,9 @@ inline void look_up(const uint8_t* bytes, const uint8_t* table, __m256i& low, __
   keep(high);
 }
 
-/// The table sums of 32 rows over kSumRun byte columns. As 16-bit lanes a vector of bytes is even + 256 odd: `all` adds
-/// just that, modulo 2^16, `odd` adds it shifted right by 8, and even = all - 256 odd. Nothing is unpacked.
+/// The table sums of 32 rows over kSumRun byte columns. As 16-bit lanes a vector of bytes is even + 256 odd:
+/// `all` adds just that, modulo 2^16, `odd` adds it shifted right by 8, and even = all - 256 odd. Nothing is
+/// unpacked.
 template <int kBits>
 inline Sums sum_half(const uint8_t* bytes, const uint8_t* tables) {
   __m256i all_low = _mm256_setzero_si256(), odd_low = all_low, all_high = all_low, odd_high = all_low;
@@ -120,13 +127,14 @@ inline Sums sum_half(const uint8_t* bytes, const uint8_t* tables) {
 
 /// out = fma(float(sum), scale of the row * scale of the activations, out), for eight rows.
 inline void add_scaled(__m256i sums, const uint8_t* scales, __m256 activation_scale, float* out) {
-  const __m256 scale =
-      _mm256_mul_ps(_mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(scales))), activation_scale);
+  const __m256 scale = _mm256_mul_ps(
+      _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(scales))), activation_scale);
   _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, _mm256_loadu_ps(out)));
 }
 
 /// One block of one bit a weight: 64 rows, 128 columns.
-inline void multiply_block_1(const uint8_t* block, const uint8_t* tables, int32_t offset, float scale, float* out) {
+inline void multiply_block_1(const uint8_t* block, const uint8_t* tables, int32_t offset, float scale,
+                             float* out) {
   const __m256i offsets = _mm256_set1_epi16(static_cast<int16_t>(offset));
   const __m256 activation_scale = _mm256_set1_ps(scale);
   const uint8_t* scales = block + 16 * kBlockRows;
@@ -137,16 +145,18 @@ inline void multiply_block_1(const uint8_t* block, const uint8_t* tables, int32_
       // Twice a sum wraps, and what is left after the offset is again within int16.
       const __m256i sum = _mm256_sub_epi16(_mm256_add_epi16(parts[i], parts[i]), offsets);
       const int row = 32 * half + 16 * i;
-      add_scaled(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(sum)), scales + 2 * row, activation_scale, out + row);
-      add_scaled(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(sum, 1)), scales + 2 * row + 16, activation_scale,
-                 out + row + 8);
+      add_scaled(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(sum)), scales + 2 * row, activation_scale,
+                 out + row);
+      add_scaled(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(sum, 1)), scales + 2 * row + 16,
+                 activation_scale, out + row + 8);
     }
   }
 }
 
 /// One block of two bits a weight: 64 rows, 4 * kByteColumns columns.
 template <int kByteColumns>
-inline void multiply_block_2(const uint8_t* block, const uint8_t* tables, int32_t offset, float scale, float* out) {
+inline void multiply_block_2(const uint8_t* block, const uint8_t* tables, int32_t offset, float scale,
+                             float* out) {
   const __m256 activation_scale = _mm256_set1_ps(scale);
   const uint8_t* scales = block + kByteColumns * kBlockRows;
   for (int half = 0; half < 2; ++half) {
@@ -187,7 +197,8 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
                            tile.offsets[1][2 * at] + tile.offsets[1][2 * at + 1], tile.scales[at], sums);
         } else if (type == DataType::kQ2_0) {
           const int64_t at = t * tile.groups + g / 2;
-          multiply_block_2<16>(block, tile.tables[2] + static_cast<size_t>(at) * table_bytes(2) + g % 2 * 16 * 64,
+          multiply_block_2<16>(block,
+                               tile.tables[2] + static_cast<size_t>(at) * table_bytes(2) + g % 2 * 16 * 64,
                                tile.offsets[2][2 * at + g % 2], tile.scales[at], sums);
         } else {
           const int64_t at = t * tile.groups + g;
@@ -201,7 +212,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kAvx2LinearKernels = {
-    quantize_group, kTableRows, build_tables, build_lanes, multiply_sign, multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx2LinearKernels = {quantize_group, kTableRows,          build_tables, build_lanes,
+                                          multiply_sign,  multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

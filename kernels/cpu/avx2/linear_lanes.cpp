@@ -1,9 +1,10 @@
-// Sign matrices times many rows of a step: the method of the four Russians (Arlazarov et al., 1970). Lanes are the 16 rows
-// of the tile, in int16. For every six weight bits the 64 possible sums of activations are built once; a weight row then
-// adds the one that its bits choose: one load and add for 6 x 16 products of Q1_0, or 3 x 16 of Q2_0.
+// Sign matrices times many rows of a step: the method of the four Russians (Arlazarov et al., 1970). Lanes
+// are the 16 rows of the tile, in int16. For every six weight bits the 64 possible sums of activations are
+// built once; a weight row then adds the one that its bits choose: one load and add for 6 x 16 products of
+// Q1_0, or 3 x 16 of Q2_0.
 //
-// A pass takes 64 bits of every weight row: eleven fields of six bits (the last of four), whose tables, 22 KB, stay in the
-// first-level cache while the rows of a run go by.
+// A pass takes 64 bits of every weight row: eleven fields of six bits (the last of four), whose tables, 22
+// KB, stay in the first-level cache while the rows of a run go by.
 #include "cpu/avx2/linear_lanes.h"
 
 #include <immintrin.h>
@@ -17,8 +18,12 @@ constexpr int kEntries = 1 << kFieldBits;
 /// Bytes of a table entry: 16 lanes.
 constexpr int kEntryShift = 5;
 
-inline __m256i load(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
-inline void store(void* p, __m256i v) { _mm256_store_si256(static_cast<__m256i*>(p), v); }
+inline __m256i load(const void* p) {
+  return _mm256_load_si256(static_cast<const __m256i*>(p));
+}
+inline void store(void* p, __m256i v) {
+  _mm256_store_si256(static_cast<__m256i*>(p), v);
+}
 
 /// The tables of one pass. Bits of a weight: 1, -1 or +1 times the activation; or 2, code - 1 times it.
 template <int kBits>
@@ -27,7 +32,8 @@ inline void build_pass(const int16_t* lanes, int16_t* tables) {
     const int bits = field + 1 < kFields ? kFieldBits : 64 - kFieldBits * (kFields - 1);
     int16_t* table = tables + field * kEntries * kTileRows;
     __m256i all_clear = _mm256_setzero_si256();
-    for (int i = 0; i < bits / kBits; ++i) all_clear = _mm256_sub_epi16(all_clear, load(lanes + i * kTileRows));
+    for (int i = 0; i < bits / kBits; ++i)
+      all_clear = _mm256_sub_epi16(all_clear, load(lanes + i * kTileRows));
     store(table, all_clear);
     for (int bit = 0; bit < bits; ++bit) {
       // What setting the bit adds.
@@ -41,7 +47,8 @@ inline void build_pass(const int16_t* lanes, int16_t* tables) {
   }
 }
 
-/// Eight byte columns of 32 rows (half a block) as one word a row. Word 4 k + quarter is row kRowOfQuarter[quarter] + k.
+/// Eight byte columns of 32 rows (half a block) as one word a row. Word 4 k + quarter is row
+/// kRowOfQuarter[quarter] + k.
 constexpr int kRowOfQuarter[4] = {0, 16, 8, 24};
 inline void gather_words(const uint8_t* bytes, uint64_t* words) {
   __m256i v[8], u[8];
@@ -51,8 +58,10 @@ inline void gather_words(const uint8_t* bytes, uint64_t* words) {
     u[p + 4] = _mm256_unpackhi_epi8(v[2 * p], v[2 * p + 1]);
   }
   for (int h = 0; h < 2; ++h) {
-    const __m256i a = _mm256_unpacklo_epi16(u[4 * h], u[4 * h + 1]), b = _mm256_unpackhi_epi16(u[4 * h], u[4 * h + 1]);
-    const __m256i c = _mm256_unpacklo_epi16(u[4 * h + 2], u[4 * h + 3]), d = _mm256_unpackhi_epi16(u[4 * h + 2], u[4 * h + 3]);
+    const __m256i a = _mm256_unpacklo_epi16(u[4 * h], u[4 * h + 1]),
+                  b = _mm256_unpackhi_epi16(u[4 * h], u[4 * h + 1]);
+    const __m256i c = _mm256_unpacklo_epi16(u[4 * h + 2], u[4 * h + 3]),
+                  d = _mm256_unpackhi_epi16(u[4 * h + 2], u[4 * h + 3]);
     store(words + 16 * h, _mm256_unpacklo_epi32(a, c));
     store(words + 16 * h + 4, _mm256_unpackhi_epi32(a, c));
     store(words + 16 * h + 8, _mm256_unpacklo_epi32(b, d));
@@ -73,22 +82,29 @@ inline __m256i add_fields(const int16_t* tables, uint64_t word, __m256i sum) {
   return sum;
 }
 
-inline __m256i widen_low(__m256i v) { return _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)); }
-inline __m256i widen_high(__m256i v) { return _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1)); }
+inline __m256i widen_low(__m256i v) {
+  return _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v));
+}
+inline __m256i widen_high(__m256i v) {
+  return _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1));
+}
 
 /// totals[row] = fma(float(sum), row scale * activation scale, totals[row]) for the 16 lanes of a row.
-inline void add_scaled(__m256i low, __m256i high, __m256 row_scale, const float* activation_scales, float* totals) {
+inline void add_scaled(__m256i low, __m256i high, __m256 row_scale, const float* activation_scales,
+                       float* totals) {
   const __m256 scale_low = _mm256_mul_ps(row_scale, _mm256_load_ps(activation_scales));
   const __m256 scale_high = _mm256_mul_ps(row_scale, _mm256_load_ps(activation_scales + 8));
   _mm256_store_ps(totals, _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), scale_low, _mm256_load_ps(totals)));
-  _mm256_store_ps(totals + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), scale_high, _mm256_load_ps(totals + 8)));
+  _mm256_store_ps(totals + 8,
+                  _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), scale_high, _mm256_load_ps(totals + 8)));
 }
 
-/// One pass over a run of blocks: pass `kPass` of `kPasses` that a scale group takes. Sums of two bits a weight may not fit
-/// int16 beyond one pass (32 columns of at most 2 * 511) and wait as int32; those of one bit do over the whole group.
+/// One pass over a run of blocks: pass `kPass` of `kPasses` that a scale group takes. Sums of two bits a
+/// weight may not fit int16 beyond one pass (32 columns of at most 2 * 511) and wait as int32; those of one
+/// bit do over the whole group.
 template <int kBits, bool kFirst, bool kLast>
-inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t* scales, int64_t block_stride, int64_t blocks,
-                     const float* activation_scales, int32_t* partial, float* totals) {
+inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t* scales, int64_t block_stride,
+                     int64_t blocks, const float* activation_scales, int32_t* partial, float* totals) {
   for (int64_t b = 0; b < blocks; ++b) {
     for (int half = 0; half < 2; ++half) {
       alignas(32) uint64_t words[32];
@@ -97,7 +113,8 @@ inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t*
       if (kLast) {
         for (int i = 0; i < 32; i += 8) {
           const void* halves = scales + b * block_stride + 2 * (32 * half + i);
-          _mm256_store_ps(row_scales + i, _mm256_cvtph_ps(_mm_load_si128(static_cast<const __m128i*>(halves))));
+          _mm256_store_ps(row_scales + i,
+                          _mm256_cvtph_ps(_mm_load_si128(static_cast<const __m128i*>(halves))));
         }
       }
       for (int i = 0; i < 32; ++i) {
@@ -110,8 +127,8 @@ inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t*
           if (!kLast) {
             store(waiting, sum);
           } else {
-            add_scaled(widen_low(sum), widen_high(sum), _mm256_broadcast_ss(row_scales + r), activation_scales,
-                       totals + row * kTileRows);
+            add_scaled(widen_low(sum), widen_high(sum), _mm256_broadcast_ss(row_scales + r),
+                       activation_scales, totals + row * kTileRows);
           }
         } else {
           int32_t* waiting = partial + row * kTileRows;
@@ -125,7 +142,8 @@ inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t*
             store(waiting, low);
             store(waiting + 8, high);
           } else {
-            add_scaled(low, high, _mm256_broadcast_ss(row_scales + r), activation_scales, totals + row * kTileRows);
+            add_scaled(low, high, _mm256_broadcast_ss(row_scales + r), activation_scales,
+                       totals + row * kTileRows);
           }
         }
       }
@@ -150,7 +168,8 @@ inline void write_rows(const float* totals, int64_t rows, int tile_rows, float* 
         a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
       }
       for (int i = 0; i < 8 && t + i < tile_rows; ++i) {
-        const __m256 lanes = i < 4 ? _mm256_permute2f128_ps(a[i], a[i + 4], 0x20) : _mm256_permute2f128_ps(a[i - 4], a[i], 0x31);
+        const __m256 lanes = i < 4 ? _mm256_permute2f128_ps(a[i], a[i + 4], 0x20)
+                                   : _mm256_permute2f128_ps(a[i - 4], a[i], 0x31);
         _mm256_storeu_ps(out + (t + i) * out_stride + r, lanes);
       }
     }
@@ -170,18 +189,22 @@ void multiply_type(DataType type, const uint8_t* weights, int64_t blocks, const 
   alignas(32) float activation_scales[kTileRows] = {};
   for (int64_t g = 0; g < scale_groups; ++g) {
     const int64_t column = g * layout.columns;
-    for (int t = 0; t < tile.rows; ++t) activation_scales[t] = tile.scales[t * tile.groups + column / kGroupColumns];
+    for (int t = 0; t < tile.rows; ++t)
+      activation_scales[t] = tile.scales[t * tile.groups + column / kGroupColumns];
     const uint8_t* block = weights + g * layout.block_bytes();
     const uint8_t* scales = block + layout.byte_columns * kBlockRows;
     for (int pass = 0; pass < kPasses; ++pass) {
       build_pass<kBits>(tile.lanes + (column + pass * 64 / kBits) * kTileRows, tables);
       const uint8_t* bytes = block + pass * 8 * kBlockRows;
       if (pass == 0) {
-        run_pass<kBits, true, false>(tables, bytes, scales, block_stride, blocks, activation_scales, partial, totals);
+        run_pass<kBits, true, false>(tables, bytes, scales, block_stride, blocks, activation_scales, partial,
+                                     totals);
       } else if (pass + 1 < kPasses) {
-        run_pass<kBits, false, false>(tables, bytes, scales, block_stride, blocks, activation_scales, partial, totals);
+        run_pass<kBits, false, false>(tables, bytes, scales, block_stride, blocks, activation_scales, partial,
+                                      totals);
       } else {
-        run_pass<kBits, false, true>(tables, bytes, scales, block_stride, blocks, activation_scales, partial, totals);
+        run_pass<kBits, false, true>(tables, bytes, scales, block_stride, blocks, activation_scales, partial,
+                                     totals);
       }
     }
   }
@@ -209,7 +232,8 @@ void build_lanes(const int16_t* quanta, int16_t* lanes) {
         b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
         b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
       }
-      for (int i = 0; i < 8; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(lanes + (c + i) * kTileRows + t), b[i]);
+      for (int i = 0; i < 8; ++i)
+        _mm_store_si128(reinterpret_cast<__m128i*>(lanes + (c + i) * kTileRows + t), b[i]);
     }
   }
 }
@@ -217,9 +241,12 @@ void build_lanes(const int16_t* quanta, int16_t* lanes) {
 void multiply_lanes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                     int64_t out_stride, float* workspace) {
   switch (type) {
-    case DataType::kQ1_0: return multiply_type<1, 2>(type, weights, blocks, tile, out, out_stride, workspace);
-    case DataType::kQ2_0: return multiply_type<2, 2>(type, weights, blocks, tile, out, out_stride, workspace);
-    default: return multiply_type<2, 4>(type, weights, blocks, tile, out, out_stride, workspace);
+    case DataType::kQ1_0:
+      return multiply_type<1, 2>(type, weights, blocks, tile, out, out_stride, workspace);
+    case DataType::kQ2_0:
+      return multiply_type<2, 2>(type, weights, blocks, tile, out, out_stride, workspace);
+    default:
+      return multiply_type<2, 4>(type, weights, blocks, tile, out, out_stride, workspace);
   }
 }
 
