@@ -1,6 +1,7 @@
 #include "cpu/matrix_memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <string>
 
@@ -9,7 +10,6 @@
 namespace niwaki {
 namespace {
 
-constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
 
 size_t round_up(size_t bytes, size_t unit) {
@@ -21,7 +21,7 @@ size_t round_up(size_t bytes, size_t unit) {
 MatrixMemory::MatrixMemory(size_t bytes) {
   // A mapping that begins at a huge page and ends at a small one: huge pages serve all but the end, and none
   // is filled for bytes that nobody asked for.
-  const size_t size = round_up(bytes, kPage);
+  const size_t size = round_up(bytes, static_cast<size_t>(sysconf(_SC_PAGESIZE)));
   const size_t slack = size >= kHugePage ? kHugePage : 0;
   void* mapped = bytes > SIZE_MAX / 2 ? MAP_FAILED
                                       : mmap(nullptr, size + slack, PROT_READ | PROT_WRITE,
