@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { cpuTiers, Device } from "./device.js";
+import { firstDifference } from "./test-support/bits.js";
 import { failure } from "./test-support/errors.js";
 import { referenceLogits, relativeError } from "./test-support/reference.js";
 import { slowPlan } from "./test-support/slow-plan.js";
@@ -39,7 +40,7 @@ describe("Plan", () => {
       for (const tier of cpuTiers()) {
         for (const threads of [1, 3]) {
           await using other = Device.open({ tier, threads });
-          expect(await wholePrompt(other, weights)).toEqual(expected);
+          expect(firstDifference(await wholePrompt(other, weights), expected)).toBe(-1);
         }
       }
     }
@@ -53,7 +54,8 @@ describe("Plan", () => {
       for (let start = 0; start < tokens.length; start += size) {
         const chunk = tokens.slice(start, start + size);
         const { logits } = await model.step(chunk, start, { blocks: [9, 8, 10] });
-        expect(logits).toEqual(expected.subarray(start * vocabulary, (start + chunk.length) * vocabulary));
+        const part = expected.subarray(start * vocabulary, (start + chunk.length) * vocabulary);
+        expect(firstDifference(logits, part)).toBe(-1);
       }
     }
     // rows 0-4: another sequence's prompt; rows 5-9: tokens 35-39 of ours, whose past is in blocks 9, 8, 10
