@@ -1,16 +1,14 @@
-import type { Encoder } from "./encoder.js";
-
 /** Activations of a plan, float32: `[rows of the step, width]`, or `[output rows of the step, width]`. */
 export class Buffer {
   readonly width: number;
   readonly perOutput: boolean;
-  /** @internal */
-  readonly encoder: Encoder;
+  /** @internal The encoder that made it. */
+  readonly encoder: object;
   /** @internal */
   readonly id: number;
 
   /** @internal */
-  constructor(encoder: Encoder, id: number, width: number, perOutput: boolean) {
+  constructor(encoder: object, id: number, width: number, perOutput: boolean) {
     this.encoder = encoder;
     this.id = id;
     this.width = width;
@@ -25,7 +23,7 @@ export class QkvBuffer extends Buffer {
   readonly headDim: number;
 
   /** @internal */
-  constructor(encoder: Encoder, id: number, heads: number, kvHeads: number, headDim: number) {
+  constructor(encoder: object, id: number, heads: number, kvHeads: number, headDim: number) {
     super(encoder, id, (heads + 2 * kvHeads) * headDim, false);
     this.heads = heads;
     this.kvHeads = kvHeads;

@@ -59,5 +59,5 @@ function show(value: unknown): string {
 }
 
 function article(noun: string): string {
-  return `${/^[AEIOU]/i.test(noun) ? "an" : "a"} ${noun}`;
+  return `${/^[AEIO]/i.test(noun) ? "an" : "a"} ${noun}`;
 }

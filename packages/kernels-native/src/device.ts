@@ -43,7 +43,7 @@ export class Device implements AsyncDisposable {
   /** Throws `unsupported` for a tier that this machine does not have. */
   static open(options: DeviceOptions = {}): Device {
     const { threads, tier } = checkObject("options", options);
-    if (threads !== undefined) checkInteger("options.threads", threads, 1, 1024);
+    if (threads !== undefined) checkInteger("options.threads", threads, 1, 256);
     if (tier !== undefined) checkString("options.tier", tier);
     return new Device(callNative(() => addon().openDevice(threads ?? 0, tier ?? "")));
   }

@@ -10,7 +10,7 @@ import { Vector } from "./vector.js";
 export interface PlanLimits {
   /** Rows of a step. */
   maxRows: number;
-  /** Rows of a step that need logits. */
+  /** Rows of a step that need logits, at most `maxRows`. */
   maxOutputs: number;
   /** Tokens are `0 … vocabulary - 1`; the logits buffer is this wide. */
   vocabulary: number;
@@ -32,9 +32,10 @@ export class Encoder {
 
   /** @internal */
   constructor(limits: PlanLimits) {
+    const maxRows = checkInteger("limits.maxRows", limits.maxRows, 1);
     this.#limits = {
-      maxRows: checkInteger("limits.maxRows", limits.maxRows, 1),
-      maxOutputs: checkInteger("limits.maxOutputs", limits.maxOutputs, 1),
+      maxRows,
+      maxOutputs: checkInteger("limits.maxOutputs", limits.maxOutputs, 1, maxRows),
       vocabulary: checkInteger("limits.vocabulary", limits.vocabulary, 1),
       blockSize: checkMultiple("limits.blockSize", limits.blockSize, 16),
     };
@@ -95,7 +96,7 @@ export class Encoder {
 
   /**
    * out = matrix · input, or out += matrix · input with `accumulate`. With `activation: "swiglu"` the matrix is gate over
-   * up, of equal rows, and out = silu(gate) · up, half as wide (Shazeer, 2020).
+   * up, of equal rows, and out = silu(gate) · up, half as wide (Shazeer, 2020); it cannot be accumulated.
    */
   linear(
     input: Buffer,
@@ -110,6 +111,7 @@ export class Encoder {
       throw invalid("options.activation", activation, 'it must be "swiglu" or left out');
     }
     const swiglu = activation === "swiglu";
+    if (swiglu && accumulate) throw invalid("options.accumulate", accumulate, "swiglu cannot be accumulated");
     if (swiglu && matrix.rows % 2 !== 0) throw invalid("matrix.rows", matrix.rows, "gate and up have equal rows");
     this.#check("input", input, { width: matrix.columns });
     this.#check("out", out, { width: swiglu ? matrix.rows / 2 : matrix.rows, perOutput: input.perOutput });

@@ -23,20 +23,19 @@ export type KernelErrorCode =
 export class KernelError extends Error {
   override readonly name = "KernelError";
   readonly code: KernelErrorCode;
-  /** `invalid-argument`: the argument's name, such as `step.outputs[2]`. */
-  readonly argument: string | undefined;
-  /** `invalid-argument`: what was passed. */
-  readonly value: unknown;
+  /** Of `invalid-argument`: the argument's name, such as `step.outputs[2]`. */
+  declare readonly argument?: string;
+  /** Of `invalid-argument`: what was passed. */
+  declare readonly value?: unknown;
 
   constructor(
     code: KernelErrorCode,
     message: string,
-    options: { argument?: string; value?: unknown; cause?: unknown } = {},
+    details: { argument?: string; value?: unknown; cause?: unknown } = {},
   ) {
-    super(message, "cause" in options ? { cause: options.cause } : undefined);
+    super(message);
     this.code = code;
-    this.argument = options.argument;
-    this.value = options.value;
+    Object.assign(this, details);
   }
 }
 

@@ -131,7 +131,7 @@ function writeSample(
   flat[at++] = checkInteger(`${of}.output`, sample.output, 0, outputs - 1);
   flat[at++] = checkNumber(`${of}.temperature`, sample.temperature ?? 0, "at least 0", (x) => x >= 0 && x < Infinity);
   flat[at++] = checkInteger(`${of}.topK`, sample.topK ?? 0, 0);
-  flat[at++] = checkNumber(`${of}.topP`, sample.topP ?? 1, "over 0 and at most 1", (x) => x > 0 && x <= 1);
+  flat[at++] = checkNumber(`${of}.topP`, sample.topP ?? 1, "from 0 to 1", (x) => x >= 0 && x <= 1);
   flat[at++] = checkNumber(`${of}.minP`, sample.minP ?? 0, "from 0 to 1", (x) => x >= 0 && x <= 1);
   flat[at++] = checkNumber(
     `${of}.repetitionPenalty`,

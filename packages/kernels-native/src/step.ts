@@ -32,7 +32,7 @@ export interface SampleSpec {
   temperature?: number;
   /** Keep the k most likely; 0 (the default): all. */
   topK?: number;
-  /** Keep the most likely up to this probability, over 0 and at most 1 (the default: all). */
+  /** Keep the most likely up to this probability together, from 0 to 1 (the default: all); one is always kept. */
   topP?: number;
   /** Drop what is less likely than this share of the most likely, from 0 (the default) to 1. */
   minP?: number;

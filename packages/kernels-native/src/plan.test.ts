@@ -1,0 +1,160 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { cpuTiers, Device } from "./device.js";
+import { firstDifference } from "./test-support/bits.js";
+import { failure } from "./test-support/errors.js";
+import { referenceLogits, relativeError } from "./test-support/reference.js";
+import { slowPlan } from "./test-support/slow-plan.js";
+import { f32Tensor } from "./test-support/tensors.js";
+import { shape, TinyModel, type TinyWeights, tinyWeights } from "./test-support/tiny-model.js";
+
+const tokens = Array.from({ length: 40 }, (_, i) => (i * 37 + 11) % shape.vocabulary);
+let device: Device;
+
+beforeAll(() => {
+  device = Device.open({ threads: 2 });
+});
+afterAll(() => device.dispose());
+
+async function wholePrompt(on: Device, weights: TinyWeights): Promise<Float32Array> {
+  using model = await TinyModel.load(on, weights);
+  return (await model.step(tokens, 0)).logits;
+}
+
+describe("Plan", () => {
+  it("computes what plain floating point does", async () => {
+    for (const [type, tolerance] of [
+      ["F32", 1e-5],
+      ["Q1_0", 1e-2],
+      ["Q2_0", 1e-2],
+    ] as const) {
+      const weights = tinyWeights(type);
+      const expected = referenceLogits(weights, tokens);
+      expect(relativeError(await wholePrompt(device, weights), expected.flat())).toBeLessThan(tolerance);
+    }
+  });
+
+  it("gives the same bits on every tier and number of threads", async () => {
+    for (const type of ["Q1_0", "Q2_0", "F16"] as const) {
+      const weights = tinyWeights(type);
+      const expected = await wholePrompt(device, weights);
+      for (const tier of cpuTiers()) {
+        for (const threads of [1, 3]) {
+          await using other = Device.open({ tier, threads });
+          expect(firstDifference(await wholePrompt(other, weights), expected)).toBe(-1);
+        }
+      }
+    }
+  });
+
+  it("gives the same bits in chunks, in other blocks, and beside another sequence", async () => {
+    const { vocabulary } = shape;
+    using model = await TinyModel.load(device, tinyWeights("Q1_0"), "f16");
+    const { logits: expected } = await model.step(tokens, 0);
+    for (const size of [1, 7, 16]) {
+      for (let start = 0; start < tokens.length; start += size) {
+        const chunk = tokens.slice(start, start + size);
+        const { logits } = await model.step(chunk, start, { blocks: [9, 8, 10] });
+        const part = expected.subarray(start * vocabulary, (start + chunk.length) * vocabulary);
+        expect(firstDifference(logits, part)).toBe(-1);
+      }
+    }
+    // rows 0-4: another sequence's prompt; rows 5-9: tokens 35-39 of ours, whose past is in blocks 9, 8, 10
+    const { logits } = await model.plan.run({
+      tokens: Int32Array.from([1, 2, 3, 4, 5, ...tokens.slice(35)]),
+      sequences: [
+        { rowCount: 5, contextLength: 5, blockTable: Int32Array.of(15) },
+        { rowCount: 5, contextLength: 40, blockTable: Int32Array.of(9, 8, 10, 0) },
+      ],
+      outputs: Int32Array.of(2, 5, 9),
+      logits: true,
+    });
+    expect(logits!.subarray(vocabulary, 2 * vocabulary)).toEqual(expected.subarray(35 * vocabulary, 36 * vocabulary));
+    expect(logits!.subarray(2 * vocabulary)).toEqual(expected.subarray(39 * vocabulary, 40 * vocabulary));
+  });
+
+  it("runs steps in the order of the calls", async () => {
+    using model = await TinyModel.load(device, tinyWeights("Q1_0"));
+    const { logits: expected } = await model.step(tokens.slice(0, 3), 0, { blocks: [12] });
+    const steps = await Promise.all(tokens.slice(0, 3).map((token, i) => model.step([token], i)));
+    expect(steps.flatMap(({ logits }) => [...logits])).toEqual([...expected]);
+  });
+
+  it("copies the arrays of a step at the call", async () => {
+    const { plan, step } = await slowPlan(device);
+    using model = await TinyModel.load(device, tinyWeights("Q1_0"));
+    const { logits: expected } = await model.step([1, 2], 0);
+    const occupied = plan.run(step); // what follows has to wait
+    const later = { tokens: Int32Array.of(1, 2), blockTable: Int32Array.of(3), outputs: Int32Array.of(0, 1) };
+    const run = model.plan.run({
+      tokens: later.tokens,
+      sequences: [{ rowCount: 2, contextLength: 2, blockTable: later.blockTable }],
+      outputs: later.outputs,
+      logits: true,
+    });
+    for (const array of Object.values(later)) array.fill(0);
+    expect((await run).logits).toEqual(expected);
+    await occupied;
+    plan.dispose();
+  });
+
+  it("names the operation whose activations are not finite, and works on", async () => {
+    const weights = tinyWeights("F32");
+    const large = f32Tensor("large", 1, shape.hidden, new Float32Array(shape.hidden).fill(3e38));
+    weights.layers[1] = { ...weights.layers[1]!, ffnNorm: large };
+    using model = await TinyModel.load(device, weights);
+    const error = await failure("non-finite", () => model.step([1, 2, 3], 0));
+    expect(error.message).toContain("blk.1");
+    const again = await failure("non-finite", () => model.step([1, 2, 3], 0));
+    expect(again.message).toBe(error.message);
+    using sound = await TinyModel.load(device, tinyWeights("F32"));
+    expect((await sound.step([1], 0)).logits).toHaveLength(shape.vocabulary);
+  });
+
+  it("can be cancelled while it runs, while it waits and before it starts", async () => {
+    const { plan, step } = await slowPlan(device);
+    const reason = new Error("the user left");
+    const run = () => {
+      const controller = new AbortController();
+      return { controller, result: failure("cancelled", () => plan.run(step, { signal: controller.signal })) };
+    };
+    const running = run();
+    const waiting = run();
+    setTimeout(() => {
+      waiting.controller.abort(reason);
+      running.controller.abort(reason);
+    }, 5);
+    for (const { result } of [running, waiting]) expect((await result).cause).toBe(reason);
+    const early = await failure("cancelled", () => plan.run(step, { signal: AbortSignal.abort(reason) }));
+    expect(early.cause).toBe(reason);
+    // a signal that aborts too late changes nothing, and the device is none the worse
+    const late = new AbortController();
+    const result = await plan.run(step, { signal: late.signal });
+    late.abort(reason);
+    expect(result.samples).toHaveLength(1);
+    await failure("invalid-argument", () => plan.run(step, { signal: {} as AbortSignal }));
+    plan.dispose();
+  });
+
+  it("keeps what it uses when matrices and caches are disposed before it", async () => {
+    using model = await TinyModel.load(device, tinyWeights("Q1_0"));
+    const { logits: expected } = await model.step(tokens, 0);
+    for (const matrix of model.matrices) matrix.dispose();
+    model.kv.dispose();
+    expect((await model.step(tokens, 0)).logits).toEqual(expected);
+    const run = model.step(tokens, 0);
+    model.plan.dispose();
+    model.plan.dispose();
+    expect((await run).logits).toEqual(expected);
+    const error = await failure("disposed", () => model.step(tokens, 0));
+    expect(error.message).toBe("this Plan has been disposed and cannot be used any more");
+  });
+
+  it("outlives its device without harm", async () => {
+    const own = Device.open({ threads: 2 });
+    const model = await TinyModel.load(own, tinyWeights("Q1_0"));
+    await model.step(tokens, 0);
+    await own.dispose();
+    await failure("disposed", () => model.step(tokens, 0));
+    model.dispose();
+  });
+});
