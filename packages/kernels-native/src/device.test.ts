@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { cpuTiers, Device } from "./device.js";
-import { failure } from "./test-support/errors.js";
-import { slowPlan } from "./test-support/slow-plan.js";
-import { randomTensor } from "./test-support/tensors.js";
+import { failure } from "./test-errors.js";
+import { slowPlan } from "./test-slow-plan.js";
+import { randomTensor } from "./test-tensors.js";
 
 describe("Device", () => {
   it("lists tiers, best first, portable last", () => {

@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Device } from "./device.js";
 import type { Encoder } from "./encoder.js";
-import { failure } from "./test-support/errors.js";
-import { randomTensor } from "./test-support/tensors.js";
+import { failure } from "./test-errors.js";
+import { randomTensor } from "./test-tensors.js";
 
 const limits = { maxRows: 8, maxOutputs: 4, vocabulary: 64, blockSize: 16 };
 let device: Device;

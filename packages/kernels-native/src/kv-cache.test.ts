@@ -1,9 +1,9 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Device } from "./device.js";
 import type { KvShape } from "./kv-cache.js";
-import { failure } from "./test-support/errors.js";
-import { relativeError } from "./test-support/reference.js";
-import { TinyModel, tinyWeights } from "./test-support/tiny-model.js";
+import { failure } from "./test-errors.js";
+import { relativeError } from "./test-reference.js";
+import { TinyModel, tinyWeights } from "./test-tiny-model.js";
 
 const shape: KvShape = { layers: 3, kvHeads: 2, headDim: 32, blockSize: 16, blocks: 5, type: "f16" };
 let device: Device;

@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 
-/** Runs a program of test-support/programs, which uses the built package. */
+/** Runs a program of test-programs, which uses the built package. */
 function run(program: URL): Promise<{ code: number | string | null; signal: string | null; output: string }> {
   return new Promise((resolve) => {
     execFile(process.execPath, [fileURLToPath(program)], { timeout: 30_000 }, (error, stdout, stderr) => {
@@ -17,7 +17,7 @@ function run(program: URL): Promise<{ code: number | string | null; signal: stri
 
 describe("the process", () => {
   it("lives as long as a run is pending", { timeout: 30_000 }, async () => {
-    expect(await run(new URL("./test-support/programs/pending-run.mjs", import.meta.url))).toEqual({
+    expect(await run(new URL("./test-programs/pending-run.mjs", import.meta.url))).toEqual({
       code: 0,
       signal: null,
       output: "the run ended\n",
@@ -25,7 +25,7 @@ describe("the process", () => {
   });
 
   it("ends when only an idle device is left", { timeout: 30_000 }, async () => {
-    expect(await run(new URL("./test-support/programs/idle-device.mjs", import.meta.url))).toEqual({
+    expect(await run(new URL("./test-programs/idle-device.mjs", import.meta.url))).toEqual({
       code: 0,
       signal: null,
       output: "idle\n",
@@ -33,7 +33,7 @@ describe("the process", () => {
   });
 
   it("can exit while runs are in flight", { timeout: 30_000 }, async () => {
-    expect(await run(new URL("./test-support/programs/exit-during-run.mjs", import.meta.url))).toEqual({
+    expect(await run(new URL("./test-programs/exit-during-run.mjs", import.meta.url))).toEqual({
       code: 7,
       signal: null,
       output: "",
@@ -41,15 +41,13 @@ describe("the process", () => {
   });
 
   it("can die of an exception while a run is in flight", { timeout: 30_000 }, async () => {
-    const { code, signal, output } = await run(
-      new URL("./test-support/programs/throw-during-run.mjs", import.meta.url),
-    );
+    const { code, signal, output } = await run(new URL("./test-programs/throw-during-run.mjs", import.meta.url));
     expect([code, signal]).toEqual([1, null]);
     expect(output).toContain("unhandled on purpose");
   });
 
   it("survives workers that end with runs in flight", { timeout: 60_000 }, async () => {
-    const { code, signal, output } = await run(new URL("./test-support/programs/worker-teardown.mjs", import.meta.url));
+    const { code, signal, output } = await run(new URL("./test-programs/worker-teardown.mjs", import.meta.url));
     expect([code, signal]).toEqual([0, null]);
     expect(output.trim().split("\n").sort()).toEqual([
       "dispose 0",

@@ -5,10 +5,10 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Device } from "./device.js";
 import { MappedFile } from "./mapped-file.js";
 import type { Matrix } from "./matrix.js";
-import { firstDifference } from "./test-support/bits.js";
-import { failure } from "./test-support/errors.js";
-import { multiply, relativeError } from "./test-support/reference.js";
-import { f32Tensor, randomTensor, type Tensor, weightTypes } from "./test-support/tensors.js";
+import { firstDifference } from "./test-bits.js";
+import { failure } from "./test-errors.js";
+import { multiply, relativeError } from "./test-reference.js";
+import { f32Tensor, randomTensor, type Tensor, weightTypes } from "./test-tensors.js";
 
 const columns = 256;
 let device: Device;

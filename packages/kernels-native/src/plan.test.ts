@@ -1,11 +1,11 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { cpuTiers, Device } from "./device.js";
-import { firstDifference } from "./test-support/bits.js";
-import { failure } from "./test-support/errors.js";
-import { referenceLogits, relativeError } from "./test-support/reference.js";
-import { slowPlan } from "./test-support/slow-plan.js";
-import { f32Tensor } from "./test-support/tensors.js";
-import { shape, TinyModel, type TinyWeights, tinyWeights } from "./test-support/tiny-model.js";
+import { firstDifference } from "./test-bits.js";
+import { failure } from "./test-errors.js";
+import { referenceLogits, relativeError } from "./test-reference.js";
+import { slowPlan } from "./test-slow-plan.js";
+import { f32Tensor } from "./test-tensors.js";
+import { shape, TinyModel, type TinyWeights, tinyWeights } from "./test-tiny-model.js";
 
 const tokens = Array.from({ length: 40 }, (_, i) => (i * 37 + 11) % shape.vocabulary);
 let device: Device;

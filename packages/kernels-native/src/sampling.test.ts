@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Device } from "./device.js";
 import type { SampleSpec } from "./step.js";
-import { softmax } from "./test-support/reference.js";
-import { TinyModel, tinyWeights } from "./test-support/tiny-model.js";
+import { softmax } from "./test-reference.js";
+import { TinyModel, tinyWeights } from "./test-tiny-model.js";
 
 const prompt = [7, 8, 9];
 let device: Device;

@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Device } from "./device.js";
 import type { SampleSpec, Step } from "./step.js";
-import { failure } from "./test-support/errors.js";
-import { TinyModel, tinyWeights } from "./test-support/tiny-model.js";
+import { failure } from "./test-errors.js";
+import { TinyModel, tinyWeights } from "./test-tiny-model.js";
 
 let device: Device;
 let model: TinyModel;

@@ -1,6 +1,6 @@
-import type { TensorSource } from "../tensor-source.js";
-import type { WeightType } from "../weight-type.js";
-import { random } from "./random.js";
+import type { TensorSource } from "./tensor-source.js";
+import { random } from "./test-random.js";
+import type { WeightType } from "./weight-type.js";
 
 /** A tensor's bytes and, from the formats' definitions, its weights. */
 export interface Tensor extends TensorSource {

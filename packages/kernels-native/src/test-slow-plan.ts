@@ -1,7 +1,7 @@
-import type { Device } from "../device.js";
-import type { Plan } from "../plan.js";
-import type { Step } from "../step.js";
-import { randomTensor } from "./tensors.js";
+import type { Device } from "./device.js";
+import type { Plan } from "./plan.js";
+import type { Step } from "./step.js";
+import { randomTensor } from "./test-tensors.js";
 
 /** A plan of thousands of operations, which takes a good fraction of a second, and a step for it. */
 export async function slowPlan(device: Device): Promise<{ plan: Plan; step: Step }> {

@@ -1,5 +1,5 @@
-import type { Tensor } from "./tensors.js";
-import { shape, type TinyWeights } from "./tiny-model.js";
+import type { Tensor } from "./test-tensors.js";
+import { shape, type TinyWeights } from "./test-tiny-model.js";
 
 type Row = number[];
 

@@ -1,5 +1,5 @@
 // A device and a run on it that takes a good fraction of a second, through the built package.
-import { Device } from "../../../dist/index.js";
+import { Device } from "../../dist/index.js";
 
 export async function busyDevice() {
   const width = 256;

@@ -1,4 +1,4 @@
-import { KernelError, type KernelErrorCode } from "../error.js";
+import { KernelError, type KernelErrorCode } from "./error.js";
 
 /** What `call` throws or rejects with, which must be a KernelError of this code. */
 export async function failure(code: KernelErrorCode, call: () => unknown): Promise<KernelError> {

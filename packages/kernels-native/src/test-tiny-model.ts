@@ -1,11 +1,11 @@
-import type { Device } from "../device.js";
-import type { KvCache, KvType } from "../kv-cache.js";
-import type { Matrix } from "../matrix.js";
-import type { Plan } from "../plan.js";
-import type { SampleSpec, StepResult } from "../step.js";
-import type { WeightType } from "../weight-type.js";
-import { random } from "./random.js";
-import { f32Tensor, randomTensor, type Tensor } from "./tensors.js";
+import type { Device } from "./device.js";
+import type { KvCache, KvType } from "./kv-cache.js";
+import type { Matrix } from "./matrix.js";
+import type { Plan } from "./plan.js";
+import type { SampleSpec, StepResult } from "./step.js";
+import { random } from "./test-random.js";
+import { f32Tensor, randomTensor, type Tensor } from "./test-tensors.js";
+import type { WeightType } from "./weight-type.js";
 
 export const shape = {
   vocabulary: 100,
