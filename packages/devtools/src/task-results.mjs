@@ -41,7 +41,7 @@ export async function runTasks(turbo) {
 export function expectedTasks(manifest) {
   return TASKS.filter((task) => {
     if (manifest.scripts?.[task]) return true;
-    return task === "test" || (!manifest.private && task !== "test:native");
+    return !manifest.private && task !== "test:native";
   });
 }
 

@@ -42,7 +42,7 @@ describe("expectedTasks", () => {
     expect(expectedTasks({})).toEqual(["typecheck", "test", "check:package"]);
   });
 
-  it("wants of a private package tests, and what it has beside them", () => {
-    expect(expectedTasks({ private: true, scripts: { "test:native": "x" } })).toEqual(["test", "test:native"]);
+  it("wants of a private package what it has scripts for", () => {
+    expect(expectedTasks({ private: true, scripts: { build: "x", "test:native": "x" } })).toEqual(["test:native"]);
   });
 });
