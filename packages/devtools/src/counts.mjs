@@ -22,6 +22,20 @@ export function parseCtest(output) {
   return { passed: Number(total[2]) - failed - skipped, failed, skipped };
 }
 
+/** The counts that Node's own test runner prints at its end (`ℹ pass 3` or `# pass 3`), or undefined without them. */
+export function parseNodeTest(output) {
+  const count = (...names) => {
+    const found = names.map((name) => new RegExp(`^(?:.*: )?[#ℹ] ${name} (\\d+)$`, "m").exec(output));
+    return found.every(Boolean) ? found.reduce((sum, match) => sum + Number(match[1]), 0) : undefined;
+  };
+  const passed = count("pass");
+  const failed = count("fail", "cancelled");
+  const skipped = count("skipped", "todo");
+  return passed === undefined || failed === undefined || skipped === undefined
+    ? undefined
+    : { passed, failed, skipped };
+}
+
 /** The sum of results, each `{ passed, failed, skipped? }`. */
 export function total(results) {
   const sum = { passed: 0, failed: 0, skipped: 0 };

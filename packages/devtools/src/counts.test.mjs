@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { countVitest, parseCtest, total } from "./counts.mjs";
+import { countVitest, parseCtest, parseNodeTest, total } from "./counts.mjs";
 
 const file = (status, ...tests) => ({ status, assertionResults: tests.map((test) => ({ status: test })) });
 
@@ -33,6 +33,14 @@ it("reads the counts of ctest", () => {
 
 it("finds no counts where ctest ran no test", () => {
   expect(parseCtest("linear.cpp:3:1: error: expected ';'")).toBe(undefined);
+});
+
+it("reads the counts of Node's own test runner, as spec and as TAP", () => {
+  const lines = ["tests 7", "suites 0", "pass 3", "fail 1", "cancelled 1", "skipped 1", "todo 1", "duration_ms 62.1"];
+  const counts = { passed: 3, failed: 2, skipped: 2 };
+  expect(parseNodeTest(lines.map((line) => `ℹ ${line}\n`).join(""))).toEqual(counts);
+  expect(parseNodeTest(lines.map((line) => `# ${line}\n`).join(""))).toEqual(counts);
+  expect(parseNodeTest("> node --test\nSyntaxError: pass 3")).toBe(undefined);
 });
 
 it("adds results up", () => {

@@ -1,11 +1,12 @@
 import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { countVitest } from "./counts.mjs";
+import { countVitest, parseNodeTest } from "./counts.mjs";
 import { ROOT } from "./process.mjs";
 import { workspacePackages } from "./workspace.mjs";
 
 const RUNS = ".turbo/runs";
 const TASKS = ["typecheck", "test", "test:native", "check:package"];
+const TEST_LOG = ".turbo/turbo-test.log";
 const REPORTS = {
   test: "test-report.json",
   "test:native": "native-report.json",
@@ -22,7 +23,8 @@ export async function runTasks(turbo) {
   const packages = workspacePackages(ROOT);
   // What an earlier run left must not be taken for this run's: turbo puts back the reports of tasks that it skips.
   for (const { folder } of packages) {
-    for (const report of Object.values(REPORTS)) rmSync(join(ROOT, folder, "build", report), { force: true });
+    const reports = Object.values(REPORTS).map((name) => `build/${name}`);
+    for (const path of [...reports, TEST_LOG]) rmSync(join(ROOT, folder, path), { force: true });
   }
   rmSync(join(ROOT, RUNS), { recursive: true, force: true });
   await turbo(["run", ...TASKS, "--summarize", "--continue=always", "--output-logs=errors-only"], { stream: true });
@@ -30,7 +32,7 @@ export async function runTasks(turbo) {
   return packages.flatMap(({ folder, manifest }) =>
     expectedTasks(manifest).map((task) => {
       const run = summary.find(({ taskId }) => taskId === `${manifest.name}#${task}`);
-      return { name: `${task} ${manifest.name}`, ...taskResult(run, readReport(folder, REPORTS[task]), task) };
+      return { name: `${task} ${manifest.name}`, ...taskResult(run, readReport(folder, task), task) };
     }),
   );
 }
@@ -39,7 +41,7 @@ export async function runTasks(turbo) {
 export function expectedTasks(manifest) {
   return TASKS.filter((task) => {
     if (manifest.scripts?.[task]) return true;
-    return task === "test" || (!manifest.private && task !== "test:native");
+    return !manifest.private && task !== "test:native";
   });
 }
 
@@ -55,8 +57,7 @@ export function taskResult(run, report, task) {
 }
 
 function countReport(report, task) {
-  if (task === "test") return countVitest(report);
-  if (task === "test:native") return report;
+  if (task !== "check:package") return report;
   const checks = Object.values(report);
   const passed = checks.filter(Boolean).length;
   return { passed, failed: checks.length - passed, skipped: 0 };
@@ -68,7 +69,13 @@ function readSummary() {
   return file ? JSON.parse(readFileSync(join(folder, file), "utf8")).tasks : [];
 }
 
-function readReport(folder, name) {
-  const path = name && join(ROOT, folder, "build", name);
-  return path && existsSync(path) ? JSON.parse(readFileSync(path, "utf8")) : undefined;
+function readReport(folder, task) {
+  const path = REPORTS[task] && join(ROOT, folder, "build", REPORTS[task]);
+  if (path && existsSync(path)) {
+    const report = JSON.parse(readFileSync(path, "utf8"));
+    return task === "test" ? countVitest(report) : report;
+  }
+  // An example may do with Node's own test runner, which writes no report but ends with its counts.
+  const log = join(ROOT, folder, TEST_LOG);
+  return task === "test" && existsSync(log) ? parseNodeTest(readFileSync(log, "utf8")) : undefined;
 }
