@@ -35,16 +35,16 @@ inline int run_all() {
 
 }  // namespace niwaki::test
 
-#define TEST(name)                                              \
-  static void test_##name();                                    \
+#define TEST(name)                                                   \
+  static void test_##name();                                         \
   static niwaki::test::Register register_##name(#name, test_##name); \
   static void test_##name()
-#define CHECK(condition)                                                            \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
-      ++niwaki::test::failures();                                                   \
-      std::printf("%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition);     \
-    }                                                                               \
+#define CHECK(condition)                                                        \
+  do {                                                                          \
+    if (!(condition)) {                                                         \
+      ++niwaki::test::failures();                                               \
+      std::printf("%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition); \
+    }                                                                           \
   } while (0)
 #define TEST_MAIN() \
   int main() { return niwaki::test::run_all(); }

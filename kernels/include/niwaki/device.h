@@ -19,20 +19,21 @@ class Plan {
   virtual size_t bytes() const = 0;
 };
 
-/// A submitted piece of work. Cancelling is a request: a step stops between operations and ends with kCancelled.
+/// A submitted piece of work. Cancelling is a request: a step stops between operations and ends with
+/// kCancelled.
 class Job {
  public:
   virtual ~Job() = default;
   virtual void cancel() = 0;
 };
 
-/// Steps in flight and loads run one after another, in the order they were submitted, on the device's threads.
-/// Callbacks come on a thread of the device: they must be quick and must not call back into it.
+/// Steps in flight and loads run one after another, in the order they were submitted, on the device's
+/// threads. Callbacks come on a thread of the device: they must be quick and must not call back into it.
 class Device {
  public:
   struct Options {
-    int32_t threads = 0;   // 0: one per core this process may use
-    std::string tier;      // "": the best that this machine has; or a name of tiers()
+    int32_t threads = 0;  // 0: one per core this process may use
+    std::string tier;     // "": the best that this machine has; or a name of tiers()
   };
   /// Throws kUnsupported for a tier that this machine or build does not have, naming those it has.
   static std::shared_ptr<Device> open(const Options& options);
@@ -48,7 +49,8 @@ class Device {
   virtual std::shared_ptr<Job> load(std::vector<MatrixSource> sources, int64_t columns,
                                     std::shared_ptr<void> keep_alive, MatrixDone done) = 0;
 
-  /// Checks the whole specification: widths that fit, buffers that exist. Throws kInvalidArgument, kOutOfMemory.
+  /// Checks the whole specification: widths that fit, buffers that exist. Throws kInvalidArgument,
+  /// kOutOfMemory.
   virtual std::shared_ptr<Plan> compile(PlanSpec spec) = 0;
 
   using StepDone = std::function<void(std::exception_ptr, StepResult)>;

@@ -19,7 +19,8 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
 
-  /// Tells the system that the pages of a range will not be read again, so that they leave this process's memory.
+  /// Tells the system that the pages of a range will not be read again, so that they leave this process's
+  /// memory.
   void release(size_t offset, size_t bytes) const;
 
   /// Throws kIo if the file has become shorter than the mapping (reading it would then end the process).

@@ -13,21 +13,22 @@ class ThreadPool;
 
 /// Rows of one tensor, as they lie in a file.
 struct MatrixSource {
-  std::string name;     // for errors: "blk.3.attn_q.weight"
+  std::string name;  // for errors: "blk.3.attn_q.weight"
   DataType type;
   int64_t rows;
   const uint8_t* data;  // rows * row_bytes(type, columns) bytes
 };
 
-/// A weight matrix, repacked for the kernels. Several tensors stacked by rows make one matrix (Q | K | V, gate | up), and
-/// each keeps its own type; nothing is ever expanded to float.
+/// A weight matrix, repacked for the kernels. Several tensors stacked by rows make one matrix (Q | K | V,
+/// gate | up), and each keeps its own type; nothing is ever expanded to float.
 class Matrix {
  public:
   struct Part;  // one source, packed; defined by the CPU kernels
 
-  /// Repacks on the pool. Throws kNonFinite naming the tensor if a weight or scale is NaN or infinite, kInvalidArgument
-  /// for a row length that is not a multiple of the type's block.
-  static std::shared_ptr<const Matrix> pack(std::span<const MatrixSource> sources, int64_t columns, ThreadPool& pool);
+  /// Repacks on the pool. Throws kNonFinite naming the tensor if a weight or scale is NaN or infinite,
+  /// kInvalidArgument for a row length that is not a multiple of the type's block.
+  static std::shared_ptr<const Matrix> pack(std::span<const MatrixSource> sources, int64_t columns,
+                                            ThreadPool& pool);
   ~Matrix();
   Matrix(const Matrix&) = delete;
   Matrix& operator=(const Matrix&) = delete;

@@ -13,21 +13,23 @@ struct StepSequence {
   std::vector<int32_t> block_table;  // at least ceil(context_length / block_size) ids
 };
 
-/// How to choose the next token from the logits of one output row. In this order: logit bias, repetition / presence /
-/// frequency penalties over `history`, then greedy (temperature 0) or temperature, top-k, top-p, min-p and a draw.
-/// The draw depends on (seed, position) alone, so what else runs in the step changes nothing.
+/// How to choose the next token from the logits of one output row. In this order: logit bias, repetition /
+/// presence / frequency penalties over `history`, then greedy (temperature 0) or temperature, top-k, top-p,
+/// min-p and a draw. The draw depends on (seed, position) alone, so what else runs in the step changes
+/// nothing.
 struct SampleSpec {
-  int32_t output = 0;              // index into Step::outputs
-  float temperature = 0;           // 0: greedy, ties to the lowest id
-  int32_t top_k = 0;               // 0: off
-  float top_p = 1;                 // 1: off
-  float min_p = 0;                 // 0: off
-  float repetition_penalty = 1;    // Keskar et al., 2019
+  int32_t output = 0;            // index into Step::outputs
+  float temperature = 0;         // 0: greedy, ties to the lowest id
+  int32_t top_k = 0;             // 0: off
+  float top_p = 1;               // 1: off
+  float min_p = 0;               // 0: off
+  float repetition_penalty = 1;  // Keskar et al., 2019
   float presence_penalty = 0;
   float frequency_penalty = 0;
   uint64_t seed = 0;
-  int32_t logprobs = -1;           // -1: none; n: of the chosen token and of the n most likely, of the unmodified logits
-  std::vector<int32_t> history;    // the window that the penalties look at
+  int32_t logprobs =
+      -1;  // -1: none; n: of the chosen token and of the n most likely, of the unmodified logits
+  std::vector<int32_t> history;                 // the window that the penalties look at
   std::vector<std::pair<int32_t, float>> bias;  // token, added to its logit; -infinity bans it
 };
 
@@ -37,7 +39,7 @@ struct Step {
   std::vector<StepSequence> sequences;  // their row counts sum to R
   std::vector<int32_t> outputs;         // rows that need logits, ascending
   std::vector<SampleSpec> samples;
-  bool want_logits = false;             // copy the logits of every output row into the result
+  bool want_logits = false;  // copy the logits of every output row into the result
 };
 
 struct TokenLogprob {

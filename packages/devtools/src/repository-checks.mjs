@@ -3,13 +3,17 @@ import { join } from "node:path";
 import getReleasePlan from "@changesets/get-release-plan";
 import { formatCxx } from "./cxx-format.mjs";
 import { capture, ROOT } from "./process.mjs";
+import { checkRelease } from "./release-check.mjs";
 import { changesetProblems, lockfileProblems } from "./release-rules.mjs";
 import { workspacePackages } from "./workspace.mjs";
 
 const BIN = join(ROOT, "packages/devtools/node_modules/.bin");
 const PARENTS = ["packages", "examples"].filter((folder) => existsSync(join(ROOT, folder)));
 
-/** The checks of the repository as a whole: each a name and a function to `{ code, output }`. */
+/**
+ * The checks of the repository as a whole: each a name and a function of pnpm's
+ * environment to `{ code, output }`.
+ */
 export const REPOSITORY_CHECKS = [
   [
     "format and lint of TypeScript (Biome)",
@@ -27,6 +31,7 @@ export const REPOSITORY_CHECKS = [
     () => report(lockfileProblems(readFileSync(join(ROOT, "pnpm-lock.yaml"), "utf8"))),
   ],
   ["changesets and versions", checkChangesets],
+  ["packed packages, installed apart from the repository", checkRelease],
 ];
 
 function knip(...options) {

@@ -45,4 +45,8 @@ describe("expectedTasks", () => {
   it("wants of a private package what it has scripts for", () => {
     expect(expectedTasks({ private: true, scripts: { build: "x", "test:native": "x" } })).toEqual(["test:native"]);
   });
+
+  it("wants nothing of a package that holds a binary of one platform", () => {
+    expect(expectedTasks({ os: ["linux"], scripts: { prepack: "x" } })).toEqual([]);
+  });
 });

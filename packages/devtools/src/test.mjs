@@ -5,13 +5,13 @@ import { SetUpError } from "./set-up-error.mjs";
 async function main() {
   const results = [];
   try {
-    const { turbo } = await setUp({ fresh: true });
+    const { turbo, pnpmEnvironment } = await setUp({ fresh: true });
     // Only now: what these import is installed by the set-up.
     const { runTasks } = await import("./task-results.mjs");
     const { REPOSITORY_CHECKS } = await import("./repository-checks.mjs");
     results.push(...(await runTasks(turbo)));
     for (const [name, check] of REPOSITORY_CHECKS) {
-      const { code, output } = await check();
+      const { code, output } = await check(pnpmEnvironment);
       if (code !== 0) console.log(`\n${name} failed:\n${output.trimEnd()}`);
       results.push({ name, passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1 });
     }

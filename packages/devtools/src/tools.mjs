@@ -8,7 +8,7 @@ import { pinnedPnpm } from "./workspace.mjs";
 
 /**
  * The tools of this machine that a set-up uses: `toolchain` (a description that changes when native code should be
- * built again), `install()`, `build()`, `forgetNativeBuilds()` and `turbo(args, options)`.
+ * built again), `pnpmEnvironment` (in which the pinned pnpm runs), `install()`, `build()`, `forgetNativeBuilds()` and `turbo(args, options)`.
  *
  * @throws SetUpError when the machine lacks one
  */
@@ -33,17 +33,17 @@ export async function findTools() {
     return capture(process.execPath, [program, ...args, ...always], { env, stream });
   };
 
+  // CI=true: pnpm asks no questions, whoever runs this.
+  const pnpmEnvironment = { ...process.env, PATH: path, CI: "true" };
   const install = async () => {
-    // CI=true: pnpm asks no questions, whoever runs this.
-    const env = { ...process.env, PATH: path, CI: "true" };
-    check("pnpm install", await capture("pnpm", ["install", "--frozen-lockfile"], { env }));
+    check("pnpm install", await capture("pnpm", ["install", "--frozen-lockfile"], { env: pnpmEnvironment }));
   };
 
   const build = async () => {
     check("the build", await turbo(["run", "build", "build:native", "--output-logs=errors-only"]));
   };
 
-  return { toolchain, pnpm: version, install, build, forgetNativeBuilds, turbo };
+  return { toolchain, pnpm: version, pnpmEnvironment, install, build, forgetNativeBuilds, turbo };
 }
 
 /** A cmake build folder remembers its compiler, so another compiler needs new ones. */

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { cpuTiers } from "@niwaki/kernels-native";
-import { goldens, randomTokens, shapes, writeRandomModel } from "@niwaki/testing";
+import { goldens, klDivergence, ReferenceModel, randomTokens, shapes, writeRandomModel } from "@niwaki/testing";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Qwen3Model } from "./model.js";
 import { allLogits, collectLogits, sameBits } from "./test-helpers.js";
@@ -52,4 +52,11 @@ describe("1.7B shape, two layers: the same bits", () => {
   afterAll(() => rmSync(directory, { recursive: true }));
 
   sameBitsWhatever(() => ({ path, tokens: randomTokens(80, shape.vocabulary, 3) }), [1, 7, 64]);
+
+  it("is as close to the float64 reference as llama.cpp is on the fixtures of this type", async () => {
+    const tokens = randomTokens(24, shape.vocabulary, 4);
+    const reference = (await ReferenceModel.open(path)).forward(tokens);
+    const { mean } = klDivergence(reference, await allLogits(path, tokens), shape.vocabulary);
+    expect(mean).toBeLessThanOrEqual(goldens().find(({ name }) => name === "q1-tied")!.llamaCppMeanKl!);
+  });
 });

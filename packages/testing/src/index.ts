@@ -1,4 +1,4 @@
-export { type DemoAnswer, demoAnswers, fixturePath, type Golden, goldens } from "./fixtures.js";
+export { type DemoAnswer, demoAnswers, fixturePath, goldens } from "./fixtures.js";
 export { klDivergence } from "./kl-divergence.js";
 export { type RandomModelShape, shapes } from "./model-shape.js";
 export { randomTokens } from "./random.js";
