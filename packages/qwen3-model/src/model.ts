@@ -76,7 +76,6 @@ export class Qwen3Model {
     const file = await GgufFile.open(path, options.signal === undefined ? {} : { signal: options.signal });
     const { config, tokenizer: vocabulary, problems } = examineModel(file);
     if (config === null || vocabulary === null || problems.length > 0) throw problems[0];
-    const tokenizer = new Tokenizer(vocabulary);
     const limits = readLimits(options, config);
     const { contextLength, chunkSize, maxSequences } = limits;
     const device = Device.open({
@@ -85,9 +84,11 @@ export class Qwen3Model {
     });
     try {
       const mapping = MappedFile.open(path);
-      const { weights, matrices } = await loadWeights(device, file, mapping, config, options).finally(() =>
-        mapping.dispose(),
-      );
+      const loading = loadWeights(device, file, mapping, config, options).finally(() => mapping.dispose());
+      // The vocabulary is read while the device packs. A failure of either is thrown below, once.
+      loading.catch(() => {});
+      const tokenizer = new Tokenizer(vocabulary);
+      const { weights, matrices } = await loading;
       const blockCount = Math.ceil(limits.kvCacheTokens / BLOCK_SIZE);
       const kv = device.createKvCache({
         layers: config.layers,

@@ -94,7 +94,10 @@ export function weightBytes(file: GgufFile): number {
   return total;
 }
 
-/** Repacks every tensor into the device, one after another, so that only one is in memory twice. */
+/**
+ * Repacks every tensor into the device. All are queued at once and packed one after another, so that only one is in memory
+ * twice. When it fails, ending the device ends what is still queued.
+ */
 export async function loadWeights(
   device: Device,
   file: GgufFile,
@@ -104,46 +107,57 @@ export async function loadWeights(
 ): Promise<{ weights: ModelWeights; matrices: Matrix[] }> {
   const total = weightBytes(file);
   let loaded = 0;
-  const matrices: Matrix[] = [];
   const report = (tensors: GgufTensor[]) => {
+    options.signal?.throwIfAborted();
     for (const tensor of tensors) loaded += tensor.byteLength;
     options.onProgress?.(loaded, total);
   };
+  const jobs: Promise<Matrix>[] = [];
   const matrix = async (...names: string[]): Promise<Matrix> => {
-    options.signal?.throwIfAborted();
     const tensors = names.map((name) => file.tensor(`${name}.weight`));
-    const packed = await device.loadMatrix(tensors.map((tensor) => source(tensor, mapping)));
-    matrices.push(packed);
+    const job = device.loadMatrix(tensors.map((tensor) => source(tensor, mapping)));
+    jobs.push(job);
+    const packed = await job;
     report(tensors);
     return packed;
   };
   const vector = (name: string): Vector => {
     const tensor = file.tensor(`${name}.weight`);
-    const loaded = device.loadVector(source(tensor, mapping));
+    const norm = device.loadVector(source(tensor, mapping));
     report([tensor]);
-    return loaded;
+    return norm;
+  };
+  const layer = async (i: number): Promise<LayerWeights> => {
+    const b = `blk.${i}.`;
+    const [qkv, attnOutput, gateUp, down] = await Promise.all([
+      matrix(`${b}attn_q`, `${b}attn_k`, `${b}attn_v`),
+      matrix(`${b}attn_output`),
+      matrix(`${b}ffn_gate`, `${b}ffn_up`),
+      matrix(`${b}ffn_down`),
+    ]);
+    return {
+      attnNorm: vector(`${b}attn_norm`),
+      qkv,
+      qNorm: vector(`${b}attn_q_norm`),
+      kNorm: vector(`${b}attn_k_norm`),
+      attnOutput,
+      ffnNorm: vector(`${b}ffn_norm`),
+      gateUp,
+      down,
+    };
   };
   try {
-    const embedding = await matrix("token_embd");
-    const layers: LayerWeights[] = [];
-    for (let i = 0; i < c.layers; i++) {
-      const b = `blk.${i}.`;
-      layers.push({
-        attnNorm: vector(`${b}attn_norm`),
-        qkv: await matrix(`${b}attn_q`, `${b}attn_k`, `${b}attn_v`),
-        qNorm: vector(`${b}attn_q_norm`),
-        kNorm: vector(`${b}attn_k_norm`),
-        attnOutput: await matrix(`${b}attn_output`),
-        ffnNorm: vector(`${b}ffn_norm`),
-        gateUp: await matrix(`${b}ffn_gate`, `${b}ffn_up`),
-        down: await matrix(`${b}ffn_down`),
-      });
-    }
-    const outputNorm = vector("output_norm");
-    const lmHead = c.tied ? embedding : await matrix("output");
-    return { weights: { embedding, layers, outputNorm, lmHead }, matrices };
+    const [embedding, layers, ownHead] = await Promise.all([
+      matrix("token_embd"),
+      Promise.all(Array.from({ length: c.layers }, (_, i) => layer(i))),
+      c.tied ? undefined : matrix("output"),
+    ]);
+    const weights = { embedding, layers, outputNorm: vector("output_norm"), lmHead: ownHead ?? embedding };
+    return { weights, matrices: await Promise.all(jobs) };
   } catch (error) {
-    for (const packed of matrices) packed.dispose();
+    Promise.allSettled(jobs).then((results) => {
+      for (const result of results) if (result.status === "fulfilled") result.value.dispose();
+    });
     throw error;
   }
 }
