@@ -10,9 +10,9 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows that a thread multiplies at a time: by tables, as many as share those of a group in the
-/// first-level cache while they stream by; by lanes, as many as the tables built for them are worth.
-constexpr int64_t kTableBlocks = 4;
+/// Blocks of rows that a thread multiplies at a time by tables; by lanes, as many as the tables built for
+/// them are worth.
+constexpr int64_t kTableBlocks = 2;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
 /// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share

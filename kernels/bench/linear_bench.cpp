@@ -1,0 +1,148 @@
+// Times the matrix kernels on matrices of the 8B shape, larger in all than any cache, against reading their
+// bytes and doing nothing with them: linear_bench [threads] [tier] [type] [layers].
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/linear.h"
+#include "cpu/linear_kernels.h"
+#include "cpu/matrix_part.h"
+#include "cpu/thread_pool.h"
+#include "cpu/tier.h"
+#include "tests/job.h"
+#include "tests/random.h"
+
+using namespace niwaki;
+
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <class F>
+double best_of(int runs, F&& f) {
+  double best = 1e9;
+  for (int i = 0; i < runs; ++i) {
+    const double begun = now();
+    f();
+    best = std::min(best, now() - begun);
+  }
+  return best;
+}
+
+struct Shape {
+  int64_t rows, columns;
+  Activation activation;
+};
+constexpr Shape kShapes[] = {{6144, 4096, Activation::kNone},
+                             {4096, 4096, Activation::kNone},
+                             {24576, 4096, Activation::kSwiglu},
+                             {4096, 12288, Activation::kNone}};
+
+struct Bound {
+  std::shared_ptr<const Matrix> matrix;
+  std::unique_ptr<Linear> linear;
+};
+
+DataType type_named(const std::string& name) {
+  for (int t = 0; t <= static_cast<int>(DataType::kQ2_0_G128); ++t) {
+    if (name == info(static_cast<DataType>(t)).name) return static_cast<DataType>(t);
+  }
+  std::fprintf(stderr, "unknown type %s\n", name.c_str());
+  std::exit(2);
+}
+
+/// Reads every 32 bytes of all weights; what is read is only added up.
+double read_seconds(ThreadPool& pool, const std::vector<Bound>& layers) {
+  std::atomic<uint64_t> sink{0};
+  return best_of(5, [&] {
+    test::run_job(pool, [&] {
+      for (const Bound& bound : layers) {
+        for (const Matrix::Part& part : bound.matrix->parts()) {
+          const auto blocks = static_cast<int64_t>(part.memory.bytes() / 4096);
+          pool.parallel([&](Worker& worker) {
+            worker.each(blocks, 16, [&](int64_t begin, int64_t end) {
+              const auto* words = reinterpret_cast<const uint64_t*>(part.memory.data() + begin * 4096);
+              uint64_t sums[8] = {};
+              for (int64_t i = 0; i < (end - begin) * 512; i += 8) {
+                for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+              }
+              for (const uint64_t sum : sums) sink += sum;
+            });
+          });
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
+  const Tier& tier = choose_tier(argc > 2 ? argv[2] : "");
+  const DataType type = type_named(argc > 3 ? argv[3] : "Q1_0");
+  const int copies = argc > 4 ? std::atoi(argv[4]) : 8;
+  constexpr int kMaxRows = 256;
+
+  ThreadPool pool(threads);
+  test::Random random(1);
+  std::vector<Bound> layers;
+  double file_bytes = 0, weights = 0, pack_seconds = 0;
+  for (int copy = 0; copy < copies; ++copy) {
+    for (const Shape& shape : kShapes) {
+      std::vector<uint8_t> bytes(static_cast<size_t>(shape.rows) * row_bytes(type, shape.columns));
+      for (size_t i = 0; i + 8 <= bytes.size(); i += 8) {
+        const uint64_t word = random.next();
+        std::memcpy(bytes.data() + i, &word, 8);
+      }
+      // A scale of about 2^-6 in every block, whatever stands behind it.
+      for (size_t i = 0; i < bytes.size() && info(type).block > 1;
+           i += static_cast<size_t>(info(type).block_bytes)) {
+        bytes[i + 1] = 0x24;
+      }
+      const int64_t half = shape.rows / 2;
+      const std::vector<MatrixSource> sources = {
+          {"first", type, half, bytes.data()},
+          {"second", type, half, bytes.data() + static_cast<size_t>(half) * row_bytes(type, shape.columns)}};
+      Bound bound;
+      const double begun = now();
+      test::run_job(pool, [&] { bound.matrix = Matrix::pack(sources, shape.columns, pool); });
+      pack_seconds += now() - begun;
+      bound.linear = std::make_unique<Linear>(tier, *bound.matrix, shape.activation, false, kMaxRows);
+      file_bytes += static_cast<double>(bytes.size());
+      weights += static_cast<double>(shape.rows * shape.columns);
+      layers.push_back(std::move(bound));
+    }
+  }
+  size_t scratch_bytes = 0;
+  for (const Bound& bound : layers)
+    scratch_bytes = std::max(scratch_bytes, bound.linear->scratch_bytes(threads));
+  auto* scratch = static_cast<std::byte*>(std::aligned_alloc(64, (scratch_bytes + 63) / 64 * 64));
+  const std::vector<float> x = random.normals(static_cast<size_t>(kMaxRows) * 12288);
+  std::vector<float> y(static_cast<size_t>(kMaxRows) * 24576);
+
+  const double whole = 7.57e9 / weights;  // of the 8B with its LM head
+  const double read = read_seconds(pool, layers);
+  std::printf("%s, %s, %d threads: %.0f MB of weights packed at %.2f GB/s, read at %.1f GB/s\n",
+              info(type).name, tier.name, threads, file_bytes / 1e6, file_bytes / pack_seconds / 1e9,
+              file_bytes / read / 1e9);
+  std::printf("%6s %12s %14s %10s %12s\n", "rows", "ms", "8B tokens/s", "GB/s", "of reading");
+  for (const int rows : {1, 2, 3, 4, 6, 8, 10, 11, 12, 14, 16, 17, 20, 24, 32, 48, 64, 128, 256}) {
+    const double seconds = best_of(rows > 32 ? 3 : 5, [&] {
+      test::run_job(pool, [&] {
+        for (const Bound& bound : layers)
+          bound.linear->run(pool, rows, x.data(), 12288, y.data(), 24576, scratch);
+      });
+    });
+    std::printf("%6d %12.3f %14.1f %10.1f %11.0f%%\n", rows, seconds * 1e3, rows / (seconds * whole),
+                file_bytes / seconds / 1e9, 100 * read / seconds);
+  }
+  std::free(scratch);
+}
