@@ -1,11 +1,11 @@
 import { describe, expect, it } from "vitest";
-import { HostKvStorage } from "./storage.js";
+import { HostKvStorage } from "./host-storage.js";
 
 const error = (code: string, value?: unknown) => expect.objectContaining({ name: "PagedKvError", code, value });
 
 describe("HostKvStorage", () => {
   it("keeps every layer and slot apart", () => {
-    const storage = new HostKvStorage({ slotCount: 3, layerCount: 2, width: 2 });
+    const storage = new HostKvStorage({ blockCount: 3, blockSize: 1, layerCount: 2, width: 2 });
     for (let layer = 0; layer < 2; layer++) {
       for (let slot = 0; slot < 3; slot++) {
         const n = 10 * layer + slot;
@@ -24,7 +24,7 @@ describe("HostKvStorage", () => {
   });
 
   it("knows what was written until it is forgotten, in every layer", () => {
-    const storage = new HostKvStorage({ slotCount: 4, layerCount: 2, width: 1 });
+    const storage = new HostKvStorage({ blockCount: 2, blockSize: 2, layerCount: 2, width: 1 });
     const vector = Float32Array.of(1);
     for (const slot of [0, 1, 2, 3]) {
       storage.write(0, slot, vector, vector);
@@ -36,7 +36,7 @@ describe("HostKvStorage", () => {
   });
 
   it("refuses layers, slots, widths and sizes outside its own", () => {
-    const storage = new HostKvStorage({ slotCount: 4, layerCount: 2, width: 3 });
+    const storage = new HostKvStorage({ blockCount: 2, blockSize: 2, layerCount: 2, width: 3 });
     const good = new Float32Array(3);
     expect(() => storage.write(2, 0, good, good)).toThrow(error("INVALID_ARGUMENT", 2));
     expect(() => storage.write(0, 4, good, good)).toThrow(error("INVALID_ARGUMENT", 4));
@@ -45,6 +45,8 @@ describe("HostKvStorage", () => {
     expect(() => storage.read(0, -1, good, good)).toThrow(error("INVALID_ARGUMENT", -1));
     expect(() => storage.isWritten(-1, 0)).toThrow(error("INVALID_ARGUMENT", -1));
     expect(storage.isWritten(0, 0)).toBe(false);
-    expect(() => new HostKvStorage({ slotCount: 0, layerCount: 1, width: 1 })).toThrow(error("INVALID_ARGUMENT", 0));
+    expect(() => new HostKvStorage({ blockCount: 0, blockSize: 2, layerCount: 1, width: 1 })).toThrow(
+      error("INVALID_ARGUMENT", 0),
+    );
   });
 });
