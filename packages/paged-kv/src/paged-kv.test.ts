@@ -1,6 +1,4 @@
-import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { PagedKvError } from "./errors.js";
 import { HostKvStorage } from "./host-storage.js";
 import { PagedKv } from "./paged-kv.js";
 import type { Sequence } from "./sequence.js";
@@ -254,97 +252,5 @@ describe("checkIntegrity", () => {
     expect(() => kv.checkIntegrity()).toThrow(error("CORRUPT", 0));
     b.blockTable[0] = 3;
     expect(() => kv.checkIntegrity()).toThrow(error("CORRUPT", 1));
-  });
-});
-
-describe("a random history", () => {
-  const blockCount = 17;
-  const blockSize = 3;
-  interface Model {
-    sequence: Sequence;
-    tokens: number[];
-    blocks: number;
-  }
-
-  it("agrees with plain arrays over 100,000 operations and ends empty", { timeout: 60_000 }, () => {
-    const operation = fc.tuple(
-      fc.constantFrom("create", "reserve", "append", "append", "truncate", "drop", "read", "unwritten"),
-      fc.nat(1000),
-      fc.nat(30),
-    );
-    const key = vector(0);
-    const value = vector(0);
-    let operations = 0;
-    let written = 0;
-    const run = (script: [string, number, number][]): void => {
-      const kv = withStorage(blockCount, blockSize);
-      const models: Model[] = [];
-      let free = blockCount;
-      for (const [kind, pick, size] of script) {
-        operations++;
-        const model = models[pick % models.length];
-        if (kind === "create" && models.length < 6) {
-          models.push({ sequence: kv.create(), tokens: [], blocks: 0 });
-        } else if (model && (kind === "reserve" || kind === "append")) {
-          const count = model.tokens.length + (kind === "append" ? 1 + (size % 4) : size);
-          const missing = Math.max(0, Math.ceil(count / blockSize) - model.blocks);
-          const fits = missing <= free;
-          if (model.sequence.ensureCapacity(count) !== fits) expect.fail(`ensureCapacity(${count}) is not ${fits}`);
-          if (fits) {
-            free -= missing;
-            model.blocks += missing;
-            while (kind === "append" && model.tokens.length < count) {
-              model.tokens.push(++written % 1_000_003);
-              appendToken(model.sequence, model.tokens.at(-1)!);
-            }
-          }
-        } else if (model && kind === "truncate") {
-          const length = size % (model.tokens.length + 1);
-          model.sequence.truncate(length);
-          model.tokens.length = length;
-          free += model.blocks - Math.ceil(length / blockSize);
-          model.blocks = Math.ceil(length / blockSize);
-        } else if (model && kind === "drop") {
-          model.sequence.drop();
-          models.splice(models.indexOf(model), 1);
-          free += model.blocks;
-        } else if (model && kind === "read" && model.tokens.length > 0) {
-          const position = size % model.tokens.length;
-          model.sequence.read(size % 2, position, key, value);
-          expect([key[0], value[0]]).toEqual([model.tokens[position], -model.tokens[position]!]);
-        } else if (model && kind === "unwritten") {
-          expect(() => model.sequence.read(0, model.tokens.length + size, key, value)).toThrow(PagedKvError);
-        }
-        let tokens = 0;
-        for (const { sequence, tokens: expected, blocks } of models) {
-          if (sequence.length !== expected.length || sequence.capacity !== blocks * blockSize) {
-            expect([sequence.length, sequence.capacity]).toEqual([expected.length, blocks * blockSize]);
-          }
-          tokens += expected.length;
-        }
-        if (kv.freeBlocks !== free || kv.usedBlocks !== blockCount - free || kv.tokenCount !== tokens) {
-          expect([kv.freeBlocks, kv.usedBlocks, kv.tokenCount]).toEqual([free, blockCount - free, tokens]);
-        }
-        kv.checkIntegrity();
-      }
-      // Nothing that was written may have been overwritten by anybody else.
-      for (const { sequence, tokens } of models) {
-        const read = tokens.map((_, position) => {
-          sequence.read(1, position, key, value);
-          return key[0];
-        });
-        expect(read).toEqual(tokens);
-        sequence.drop();
-      }
-      expect([kv.freeBlocks, kv.utilization, kv.sequenceCount]).toEqual([blockCount, 0, 0]);
-      kv.checkIntegrity();
-    };
-    fc.assert(fc.property(fc.array(operation, { minLength: 800, maxLength: 1200, size: "max" }), run), {
-      seed: 2,
-      numRuns: 100,
-      interruptAfterTimeLimit: 20_000,
-    });
-    expect(operations).toBeGreaterThan(80_000);
-    expect(written).toBeGreaterThan(40_000);
   });
 });

@@ -1,6 +1,7 @@
 /**
  * Where K and V really stand, block by block: device pages behind an engine, or host memory. The cache decides which block
- * belongs to whom; a storage moves bytes.
+ * belongs to whom; a storage moves bytes. Blocks outside `0..blockCount - 1` and bytes of another size are refused with an
+ * error, before any change. `storageSuite` tests all of this.
  */
 export interface KvStorage {
   /** Blocks in all, as many as the cache that uses this storage has. */
