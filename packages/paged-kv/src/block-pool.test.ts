@@ -43,6 +43,58 @@ describe("BlockPool", () => {
     expect(pool.allocate(2)).toEqual(Int32Array.of(2, 1));
   });
 
+  it("frees a block when its last holder gives it back", () => {
+    const pool = new BlockPool({ blockCount: 3, blockSize: 1 });
+    const table = pool.allocate(2)!;
+    pool.share(1);
+    pool.free(table);
+    expect([pool.references(0), pool.references(1), pool.freeBlocks]).toEqual([0, 1, 2]);
+    pool.free([1]);
+    expect([pool.references(1), pool.freeBlocks]).toEqual([0, 3]);
+    expect(() => pool.free([1])).toThrow(error("DOUBLE_FREE", 1));
+    expect(() => pool.share(1)).toThrow(error("INVALID_ARGUMENT", 1));
+    expect(() => pool.share(3)).toThrow(error("UNKNOWN_BLOCK", 3));
+  });
+
+  it("queues what is not cached at the front and what is cached at the back, of each call the tail first", () => {
+    const evicted: number[] = [];
+    const pool = new BlockPool({ blockCount: 7, blockSize: 1, onEvict: (block) => evicted.push(block) });
+    const table = pool.allocate(6)!;
+    for (const block of [0, 1, 3]) pool.setCached(block, true);
+    pool.free(table, 3, 6);
+    pool.checkIntegrity();
+    pool.free(table, 0, 3);
+    pool.checkIntegrity();
+    expect(pool.allocate(7)).toEqual(Int32Array.of(2, 5, 4, 6, 3, 1, 0));
+    expect(evicted).toEqual([3, 1, 0]);
+    expect([0, 1, 3].map((block) => pool.isCached(block))).toEqual([false, false, false]);
+  });
+
+  it("takes a cached block from the front, the middle and the back of the queue", () => {
+    const pool = new BlockPool({ blockCount: 4, blockSize: 1 });
+    const table = pool.allocate(4)!;
+    for (const block of table) pool.setCached(block, true);
+    pool.free(table);
+    for (const block of [2, 0, 3]) {
+      pool.share(block);
+      pool.checkIntegrity();
+    }
+    expect([pool.freeBlocks, pool.isCached(2)]).toEqual([1, true]);
+    pool.share(1);
+    expect([pool.freeBlocks, pool.allocate(1)]).toEqual([0, null]);
+    pool.checkIntegrity();
+    pool.free([1]);
+    pool.free([2]);
+    expect(pool.allocate(2)).toEqual(Int32Array.of(1, 2));
+    pool.checkIntegrity();
+  });
+
+  it("marks blocks only while they are held", () => {
+    const pool = new BlockPool({ blockCount: 2, blockSize: 1 });
+    expect(() => pool.setCached(0, true)).toThrow(error("INVALID_ARGUMENT", 0));
+    expect(() => pool.setCached(2, true)).toThrow(error("INVALID_ARGUMENT", 2));
+  });
+
   it.each([
     ["a free block", [0, 3], "DOUBLE_FREE", 3],
     ["a block named twice", [0, 1, 0], "DOUBLE_FREE", 0],
