@@ -127,8 +127,8 @@ export class PagedKv {
   }
 
   /**
-   * The full blocks of a sequence as bytes, to be kept on disk: `writeFile(path, kv.snapshot(sequence, fingerprint))`. The
-   * sequence may go on, or be dropped, while it is read.
+   * The full blocks of a sequence as bytes, to be kept on disk: `writeFile(path, kv.snapshot(sequence, fingerprint))`. When
+   * the first bytes have been read the sequence may go on, or be dropped; the snapshot is of its tokens at that moment.
    * @param fingerprint says what the bytes mean (model, shape, type of K and V); `restore` wants the same.
    * @throws PagedKvError `NO_STORAGE`; `INVALID_ARGUMENT` for a fingerprint or extra keys of more than 65,535 bytes.
    */

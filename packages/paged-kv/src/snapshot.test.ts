@@ -94,12 +94,13 @@ describe("snapshot", () => {
     const kv = create(4);
     const sequence = compute(kv);
     const snapshot = kv.snapshot(sequence, FINGERPRINT);
-    sequence.drop();
-    expect(kv.create().ensureCapacity(8)).toBe(false);
     const first = await snapshot.next();
     expect(first.done).toBe(false);
+    sequence.drop();
+    expect([kv.usedBlocks, kv.create().ensureCapacity(8)]).toEqual([3, false]);
     await snapshot.return();
     expect(kv.freeBlocks).toBe(4);
+    await expect(kv.snapshot(sequence, FINGERPRINT).next()).rejects.toThrow(error("SEQUENCE_DROPPED"));
     kv.checkIntegrity();
   });
 

@@ -33,19 +33,20 @@ export function writeSnapshot(
   fingerprint: string,
 ): AsyncGenerator<Uint8Array, void, undefined> {
   const texts = [encode("fingerprint", fingerprint), encode("extraKeys", sequence.extraKeys)] as const;
-  // A fork holds the blocks, whatever becomes of the sequence while they are read.
-  const held = sequence.fork();
-  held.truncate(held.length - (held.length % blockSize));
-  return chunks(held, storage, blockSize, texts);
+  return chunks(sequence, storage, blockSize, texts);
 }
 
 async function* chunks(
-  held: Sequence,
+  sequence: Sequence,
   storage: KvStorage,
   blockSize: number,
   [fingerprint, extraKeys]: readonly [Uint8Array, Uint8Array],
 ): AsyncGenerator<Uint8Array, void, undefined> {
+  // A fork holds the blocks, whatever becomes of the sequence while they are read. Not before the first read: an iterator
+  // that nobody starts is never closed either.
+  const held = sequence.fork();
   try {
+    held.truncate(held.length - (held.length % blockSize));
     const tokens = held.tokens();
     const textBytes = fingerprint.length + extraKeys.length;
     const header = new Uint8Array(FIXED_BYTES + textBytes + 4 * tokens.length + 4);
