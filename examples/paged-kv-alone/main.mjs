@@ -1,38 +1,39 @@
 import { HostKvStorage, PagedKv } from "@niwaki/paged-kv";
 
-const [layerCount, width] = [2, 2];
-const storage = new HostKvStorage({ slotCount: 16, layerCount, width });
-const kv = new PagedKv({ blockCount: 4, blockSize: 4, storage });
+const [blockCount, blockSize, layerCount, width] = [8, 4, 2, 2];
+const create = () =>
+  new PagedKv({ blockCount, blockSize, storage: new HostKvStorage({ blockCount, blockSize, layerCount, width }) });
+const kv = create();
 
-/** Writes K and V of one more token in every layer; false when the cache is full. */
-function append(sequence, token) {
-  const position = sequence.length;
-  if (!sequence.ensureCapacity(position + 1)) return false;
-  for (let layer = 0; layer < layerCount; layer++) {
-    sequence.write(layer, position, Float32Array.of(token, layer), Float32Array.of(-token, layer));
+/** Computes the tokens that are not cached, as a model would: K and V of each in every layer. */
+function compute(sequence, tokens) {
+  const cached = sequence.match(tokens);
+  if (!sequence.ensureCapacity(tokens.length)) throw new Error("the cache is full");
+  for (let position = sequence.length; position < tokens.length; position++) {
+    for (let layer = 0; layer < layerCount; layer++) {
+      sequence.write(layer, position, Float32Array.of(tokens[position], layer), Float32Array.of(-position, layer));
+    }
   }
-  sequence.advance(1);
-  return true;
+  sequence.advance(tokens.slice(sequence.length));
+  return cached;
 }
 
-function show(name, { blockTable, length, capacity }) {
-  console.log(`${name}: blocks [${blockTable}], ${length} of ${capacity} tokens; ${100 * kv.utilization}% in use`);
+function show(name, { blockTable, length }, note) {
+  console.log(`${name}: blocks [${blockTable}], ${length} tokens, ${note}; ${kv.freeBlocks} blocks free`);
 }
 
+const prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9];
 const [a, b] = [kv.create(), kv.create()];
-for (let token = 1; append(a, token) && append(b, 100 + token); token++);
-show("a", a);
-show("b", b);
-
-b.drop();
-append(a, 9);
-show("a", a);
+show("a", a, `${compute(a, [...prompt, 10])} of them cached`);
+show("b", b, `${compute(b, [...prompt, 20])} of them cached`);
+const c = a.fork();
+compute(c, [...c.tokens(), 30]);
+show("c", c, "a fork of a");
 
 const [key, value] = [new Float32Array(width), new Float32Array(width)];
-a.read(1, 8, key, value);
-console.log(`a, layer 1, position 8: K [${key}], V [${value}]`);
-try {
-  a.read(0, 9, key, value);
-} catch (error) {
-  console.log(`${error.code}: ${error.message}`);
-}
+c.read(1, 10, key, value);
+console.log(`c, layer 1, position 10: K [${key}], V [${value}]`);
+
+const other = create();
+await other.restore(kv.snapshot(a, "example"), "example");
+console.log(`another cache finds ${other.create().match(prompt)} tokens of the snapshot of a`);

@@ -12,15 +12,7 @@ describe("BlockPool", () => {
     expect(pool.allocate(0)).toEqual(new Int32Array(0));
     expect(pool.allocate(1)).toEqual(Int32Array.of(2));
     expect([pool.freeBlocks, pool.usedBlocks, pool.blockCount, pool.blockSize]).toEqual([2, 3, 5, 16]);
-    expect([0, 1, 2, 3, 4, 5, -1].map((block) => pool.isUsed(block))).toEqual([
-      true,
-      true,
-      true,
-      false,
-      false,
-      false,
-      false,
-    ]);
+    expect([0, 1, 2, 3, 4, 5, -1].map((block) => pool.references(block))).toEqual([1, 1, 1, 0, 0, 0, 0]);
   });
 
   it("gives all blocks or none", () => {
@@ -35,20 +27,72 @@ describe("BlockPool", () => {
     expect(pool.allocate(1)).toBeNull();
   });
 
-  it("reuses the longest free block first and frees the tail of a table first", () => {
+  it("reuses what was freed last first, and of a table the tail", () => {
     const pool = new BlockPool({ blockCount: 6, blockSize: 1 });
     const table = pool.allocate(4)!;
     pool.free(table);
-    // 4 and 5 were free all along; of the freed ones the tail comes first.
-    expect(pool.allocate(6)).toEqual(Int32Array.of(4, 5, 3, 2, 1, 0));
+    // 4 and 5 were free all along; what was freed without being cached is reused at once, the tail first.
+    expect(pool.allocate(6)).toEqual(Int32Array.of(3, 2, 1, 0, 4, 5));
   });
 
   it("frees a range of a table", () => {
     const pool = new BlockPool({ blockCount: 4, blockSize: 1 });
     const table = pool.allocate(4)!;
     pool.free(table, 1, 3);
-    expect([pool.isUsed(0), pool.isUsed(1), pool.isUsed(2), pool.isUsed(3)]).toEqual([true, false, false, true]);
+    expect([0, 1, 2, 3].map((block) => pool.references(block))).toEqual([1, 0, 0, 1]);
     expect(pool.allocate(2)).toEqual(Int32Array.of(2, 1));
+  });
+
+  it("frees a block when its last holder gives it back", () => {
+    const pool = new BlockPool({ blockCount: 3, blockSize: 1 });
+    const table = pool.allocate(2)!;
+    pool.share(1);
+    pool.free(table);
+    expect([pool.references(0), pool.references(1), pool.freeBlocks]).toEqual([0, 1, 2]);
+    pool.free([1]);
+    expect([pool.references(1), pool.freeBlocks]).toEqual([0, 3]);
+    expect(() => pool.free([1])).toThrow(error("DOUBLE_FREE", 1));
+    expect(() => pool.share(1)).toThrow(error("INVALID_ARGUMENT", 1));
+    expect(() => pool.share(3)).toThrow(error("UNKNOWN_BLOCK", 3));
+  });
+
+  it("queues what is not cached at the front and what is cached at the back, of each call the tail first", () => {
+    const evicted: number[] = [];
+    const pool = new BlockPool({ blockCount: 7, blockSize: 1, onEvict: (block) => evicted.push(block) });
+    const table = pool.allocate(6)!;
+    for (const block of [0, 1, 3]) pool.setCached(block, true);
+    pool.free(table, 3, 6);
+    pool.checkIntegrity();
+    pool.free(table, 0, 3);
+    pool.checkIntegrity();
+    expect(pool.allocate(7)).toEqual(Int32Array.of(2, 5, 4, 6, 3, 1, 0));
+    expect(evicted).toEqual([3, 1, 0]);
+    expect([0, 1, 3].map((block) => pool.isCached(block))).toEqual([false, false, false]);
+  });
+
+  it("takes a cached block from the front, the middle and the back of the queue", () => {
+    const pool = new BlockPool({ blockCount: 4, blockSize: 1 });
+    const table = pool.allocate(4)!;
+    for (const block of table) pool.setCached(block, true);
+    pool.free(table);
+    for (const block of [2, 0, 3]) {
+      pool.share(block);
+      pool.checkIntegrity();
+    }
+    expect([pool.freeBlocks, pool.isCached(2)]).toEqual([1, true]);
+    pool.share(1);
+    expect([pool.freeBlocks, pool.allocate(1)]).toEqual([0, null]);
+    pool.checkIntegrity();
+    pool.free([1]);
+    pool.free([2]);
+    expect(pool.allocate(2)).toEqual(Int32Array.of(1, 2));
+    pool.checkIntegrity();
+  });
+
+  it("marks blocks only while they are held", () => {
+    const pool = new BlockPool({ blockCount: 2, blockSize: 1 });
+    expect(() => pool.setCached(0, true)).toThrow(error("INVALID_ARGUMENT", 0));
+    expect(() => pool.setCached(2, true)).toThrow(error("INVALID_ARGUMENT", 2));
   });
 
   it.each([
@@ -62,7 +106,7 @@ describe("BlockPool", () => {
     const pool = new BlockPool({ blockCount: 4, blockSize: 1 });
     pool.allocate(2);
     expect(() => pool.free(blocks)).toThrow(error(code, value));
-    expect([pool.usedBlocks, pool.isUsed(0), pool.isUsed(1)]).toEqual([2, true, true]);
+    expect([pool.usedBlocks, pool.references(0), pool.references(1)]).toEqual([2, 1, 1]);
     pool.checkIntegrity();
     pool.free([0, 1]);
     expect(() => pool.free([1])).toThrow(error("DOUBLE_FREE", 1));
@@ -109,7 +153,7 @@ describe("BlockPool", () => {
             }
           } else if (kind === "free" && table) {
             pool.free(table);
-            free.push(...table.toReversed());
+            free.unshift(...table.toReversed());
             tables.splice(tables.indexOf(table), 1);
           } else if (kind === "refused") {
             const bad = [...(table ?? []), free[0] ?? blockCount];

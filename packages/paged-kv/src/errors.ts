@@ -8,7 +8,11 @@
  * - `BEYOND_CAPACITY`: a position or length past the blocks that the sequence holds.
  * - `BEYOND_LENGTH`: a truncation to more tokens than are written.
  * - `UNWRITTEN_SLOT`: a read, or an advance, over a token whose K and V were never written.
- * - `NO_STORAGE`: a read or write through a cache that was made without a storage.
+ * - `NOT_WRITABLE`: a write into a block that others share, or over a token that counts already.
+ * - `NO_STORAGE`: an operation that moves K and V, on a cache whose storage is missing or cannot do it.
+ * - `NOT_A_SNAPSHOT`: the bytes are not a snapshot of this format and version.
+ * - `SNAPSHOT_MISMATCH`: a good snapshot, but of another model, block size or storage.
+ * - `SNAPSHOT_DAMAGED`: a snapshot that is cut off, too long, or whose checksum is wrong.
  * - `CORRUPT`: an integrity check found the books wrong; a bug in this package or in a custom storage.
  */
 export type PagedKvErrorCode =
@@ -19,7 +23,11 @@ export type PagedKvErrorCode =
   | "BEYOND_CAPACITY"
   | "BEYOND_LENGTH"
   | "UNWRITTEN_SLOT"
+  | "NOT_WRITABLE"
   | "NO_STORAGE"
+  | "NOT_A_SNAPSHOT"
+  | "SNAPSHOT_MISMATCH"
+  | "SNAPSHOT_DAMAGED"
   | "CORRUPT";
 
 /** Every error of this package. `value` is the offending value; whatever threw it has changed nothing. */
