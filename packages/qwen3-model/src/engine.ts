@@ -163,7 +163,7 @@ export class Engine {
         const from = output * this.#vocabulary;
         output += end - start;
         if (!this.#entries.has(request)) continue;
-        entry.sequence.advance(end - start);
+        entry.sequence.advance(entry.tokens.slice(start, end));
         try {
           await request.onLogits(start, result.logits!.subarray(from, output * this.#vocabulary));
           if (end === entry.promptTokens) this.#end(entry);
@@ -174,7 +174,7 @@ export class Engine {
         const chosen = chunk.sample ? result.samples[sample++] : undefined;
         if (chunk.sample) output++;
         if (!this.#entries.has(request)) continue;
-        entry.sequence.advance(end - start);
+        entry.sequence.advance(entry.tokens.slice(start, end));
         if (chosen !== undefined) this.#take(entry, chosen);
       }
     }
