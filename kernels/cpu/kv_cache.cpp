@@ -1,5 +1,6 @@
 #include "niwaki/kv_cache.h"
 
+#include <cstring>
 #include <string>
 
 #include "cpu/mapped_memory.h"
@@ -69,6 +70,40 @@ std::byte* KvCache::keys(int32_t layer, int32_t block, int32_t kv_head) const {
 
 std::byte* KvCache::values(int32_t layer, int32_t block, int32_t kv_head) const {
   return keys(layer, block, kv_head) + page_bytes(shape_);
+}
+
+void KvCache::check_block(int32_t block) const {
+  if (block < 0 || block >= shape_.blocks) {
+    throw Error(ErrorCode::kInvalidArgument, "KV cache: block " + std::to_string(block) + " is not one of " +
+                                                 std::to_string(shape_.blocks));
+  }
+}
+
+size_t KvCache::all_layers_bytes() const {
+  return static_cast<size_t>(shape_.layers) * block_bytes();
+}
+
+void KvCache::copy_block(int32_t from, int32_t to) {
+  check_block(from);
+  check_block(to);
+  if (from == to) return;
+  for (int32_t layer = 0; layer < shape_.layers; ++layer) {
+    std::memcpy(keys(layer, to, 0), keys(layer, from, 0), block_bytes());
+  }
+}
+
+void KvCache::read_block(int32_t block, std::byte* out) const {
+  check_block(block);
+  for (int32_t layer = 0; layer < shape_.layers; ++layer, out += block_bytes()) {
+    std::memcpy(out, keys(layer, block, 0), block_bytes());
+  }
+}
+
+void KvCache::write_block(int32_t block, const std::byte* bytes) {
+  check_block(block);
+  for (int32_t layer = 0; layer < shape_.layers; ++layer, bytes += block_bytes()) {
+    std::memcpy(keys(layer, block, 0), bytes, block_bytes());
+  }
 }
 
 }  // namespace niwaki

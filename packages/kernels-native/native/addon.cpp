@@ -20,6 +20,9 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add<load_matrix>(exports, "loadMatrix");
   add<load_vector>(exports, "loadVector");
   add<create_kv_cache>(exports, "createKvCache");
+  add<copy_kv_block>(exports, "copyKvBlock");
+  add<read_kv_block>(exports, "readKvBlock");
+  add<write_kv_block>(exports, "writeKvBlock");
   add<compile_plan>(exports, "compilePlan");
   add<run_plan>(exports, "runPlan");
   add<cancel_job>(exports, "cancelJob");

@@ -46,7 +46,10 @@ export interface Addon {
     blockSize: number;
     blocks: number;
     type: number;
-  }): { handle: Handle<"KvCache">; byteLength: number };
+  }): { handle: Handle<"KvCache">; byteLength: number; blockByteLength: number };
+  copyKvBlock(cache: Handle<"KvCache">, from: number, to: number): void;
+  readKvBlock(cache: Handle<"KvCache">, block: number): Uint8Array;
+  writeKvBlock(cache: Handle<"KvCache">, block: number, bytes: Uint8Array): void;
   compilePlan(device: Handle<"Device">, spec: NativePlanSpec): { handle: Handle<"Plan">; byteLength: number };
   /** The layout of the arrays is described in native/step.cpp. */
   runPlan(

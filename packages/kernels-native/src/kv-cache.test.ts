@@ -25,6 +25,19 @@ describe("KvCache", () => {
     expect(half.layer(2).cache).toBe(half);
   });
 
+  it("copies, reads and writes blocks of all layers", async () => {
+    using cache = device.createKvCache(shape);
+    expect(cache.blockByteLength).toBe(cache.byteLength / shape.blocks);
+    const bytes = Uint8Array.from({ length: cache.blockByteLength }, (_, i) => (i * 7) % 251);
+    cache.writeBlock(3, bytes);
+    cache.copyBlock(3, 0);
+    expect(cache.readBlock(0)).toEqual(bytes);
+    expect(cache.readBlock(1)).toEqual(new Uint8Array(cache.blockByteLength));
+    await failure("invalid-argument", () => cache.copyBlock(0, 5));
+    await failure("invalid-argument", () => cache.readBlock(-1));
+    await failure("invalid-argument", () => cache.writeBlock(0, bytes.subarray(1)));
+  });
+
   it("refuses shapes and layers that are out of range", async () => {
     const cases: [Partial<Record<keyof KvShape, unknown>>, string][] = [
       [{ layers: 0 }, "shape.layers is 0: it must be an integer from 1 to 2147483647"],

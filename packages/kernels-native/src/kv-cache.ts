@@ -28,6 +28,8 @@ export class KvCache implements Disposable {
   readonly shape: Readonly<KvShape>;
   /** Bytes reserved. */
   readonly byteLength: number;
+  /** Bytes of one block, all layers together. */
+  readonly blockByteLength: number;
   readonly #owner: Owner<Handle<"KvCache">>;
 
   /** @internal */
@@ -43,6 +45,7 @@ export class KvCache implements Disposable {
     this.shape = Object.freeze({ layers, kvHeads, headDim, blockSize, blocks, type });
     const native = callNative(() => addon().createKvCache({ ...this.shape, type: kvTypes[type] }));
     this.byteLength = native.byteLength;
+    this.blockByteLength = native.blockByteLength;
     this.#owner = new Owner("KvCache", native.handle);
   }
 
@@ -50,6 +53,35 @@ export class KvCache implements Disposable {
   layer(index: number): KvLayer {
     checkInteger("index", index, 0, this.shape.layers - 1);
     return new KvLayer(this, index);
+  }
+
+  /**
+   * Copies a block of all layers onto another. Like `readBlock` and `writeBlock` it works at once: not while a step runs
+   * that uses the cache.
+   */
+  copyBlock(from: number, to: number): void {
+    this.#checkBlock("from", from);
+    this.#checkBlock("to", to);
+    callNative(() => addon().copyKvBlock(this.handle, from, to));
+  }
+
+  /** The bytes of a block, [layer][kv head][keys, values], as this machine's kernels keep them. */
+  readBlock(block: number): Uint8Array {
+    this.#checkBlock("block", block);
+    return callNative(() => addon().readKvBlock(this.handle, block));
+  }
+
+  /** Fills a block with what `readBlock` gave of a cache of the same shape. */
+  writeBlock(block: number, bytes: Uint8Array): void {
+    this.#checkBlock("block", block);
+    if (bytes.byteLength !== this.blockByteLength) {
+      throw invalid("bytes", bytes.byteLength, `a block of this cache has ${this.blockByteLength} bytes`);
+    }
+    callNative(() => addon().writeKvBlock(this.handle, block, bytes));
+  }
+
+  #checkBlock(argument: string, block: number): void {
+    checkInteger(argument, block, 0, this.shape.blocks - 1);
   }
 
   /** @internal */

@@ -1,8 +1,9 @@
 import type { Plan, Step, StepResult } from "@niwaki/kernels-native";
 import { PagedKv, type Sequence } from "@niwaki/paged-kv";
-import { Scheduler, type StepPlan } from "@niwaki/prefill-scheduler";
-import type { checkSampling } from "./options.js";
-import { sampleSpec } from "./options.js";
+import { type Policy, Scheduler, type StepPlan } from "@niwaki/prefill-scheduler";
+import { EngineStatistics, type Statistics, type StepRecord } from "./engine-statistics.js";
+import { type CheckedSampling, sampleSpec } from "./options.js";
+import { SharedPrefixes } from "./shared-prefixes.js";
 
 /** A token that was chosen, with log-probabilities if they were asked for. */
 export type Sample = StepResult["samples"][number];
@@ -11,9 +12,18 @@ export type Sample = StepResult["samples"][number];
 export interface EngineRequest {
   readonly promptIds: readonly number[];
   /** How to choose tokens; absent for a request that only wants the logits of its prompt. */
-  readonly sampling?: ReturnType<typeof checkSampling>;
-  /** A token was chosen. Returns whether the request goes on; after false the engine forgets it. */
-  onSample?(sample: Sample): boolean;
+  readonly sampling?: CheckedSampling;
+  /** Lower comes first. */
+  readonly priority?: number | undefined;
+  /** Clients get equal shares. */
+  readonly client?: string | undefined;
+  /** Prefixes are shared among requests of the same salt only. */
+  readonly cacheSalt?: string | undefined;
+  /**
+   * A token was chosen. Returns whether the request goes on; after false the engine forgets it. With a promise the request
+   * waits, and the others go on, until it is settled.
+   */
+  onSample?(sample: Sample): boolean | Promise<boolean>;
   /** Logits of the prompt's rows from `start` on: [rows, vocabulary]. A request with it ends after its prompt. */
   onLogits?(start: number, logits: Float32Array): void | Promise<void>;
   /** The request ended otherwise: all logits given, or an error of the step. */
@@ -21,8 +31,11 @@ export interface EngineRequest {
 }
 
 interface Entry {
+  readonly id: number;
   readonly request: EngineRequest;
   readonly promptTokens: number;
+  readonly priority: number | undefined;
+  readonly client: string | undefined;
   readonly tokens: number[];
   readonly sequence: Sequence;
 }
@@ -36,6 +49,11 @@ export interface EngineOptions {
   readonly chunkSize: number;
   readonly maxRows: number;
   readonly maxSequences: number;
+  readonly policy: Policy;
+  /** Milliseconds that a step with decode rows may take. */
+  readonly targetMilliseconds: number | undefined;
+  /** Told of every step when it has ended. */
+  readonly onStep: ((step: StepRecord) => void) | undefined;
 }
 
 /**
@@ -48,24 +66,44 @@ export class Engine {
   readonly #kv: PagedKv;
   readonly #scheduler: Scheduler<Entry>;
   readonly #entries = new Map<EngineRequest, Entry>();
+  readonly #prefixes: SharedPrefixes<Entry>;
+  readonly #statistics: EngineStatistics;
+  #lastId = 0;
   #running: { entries: readonly Entry[]; abort: AbortController } | undefined;
   #active = false;
   #loop: Promise<void> = Promise.resolve();
+  /** Ends the loop's wait while all requests wait for their consumers. */
+  #wake: (() => void) | undefined;
 
   constructor(plan: Plan, options: EngineOptions) {
+    const { blockCount, blockSize, policy, targetMilliseconds } = options;
     this.#plan = plan;
     this.#vocabulary = options.vocabulary;
-    this.#kv = new PagedKv({ blockCount: options.blockCount, blockSize: options.blockSize });
+    const kv = new PagedKv({ blockCount, blockSize });
+    this.#kv = kv;
+    this.#prefixes = new SharedPrefixes(blockSize);
+    this.#statistics = new EngineStatistics(options.onStep);
     this.#scheduler = new Scheduler<Entry>(
       {
         maxTokensPerStep: options.maxRows,
         maxSequencesPerStep: options.maxSequences,
         chunkSize: options.chunkSize,
         maxTokensPerRequest: options.contextLength,
+        policy,
+        ...(targetMilliseconds === undefined ? {} : { targetMilliseconds }),
       },
       {
         reserve: (entry, tokens) => entry.sequence.ensureCapacity(tokens),
         release: (entry) => entry.sequence.truncate(0),
+        // Logits are wanted of every row, so every row is computed.
+        match: (entry) => (entry.request.onLogits === undefined ? entry.sequence.match(entry.tokens) : 0),
+        supply: {
+          blockSize,
+          blockCount,
+          get freeBlocks() {
+            return kv.freeBlocks;
+          },
+        },
       },
     );
   }
@@ -73,14 +111,20 @@ export class Engine {
   /** Takes a request; its prompt has at least one token and fits the context. */
   submit(request: EngineRequest): void {
     const entry: Entry = {
+      id: ++this.#lastId,
       request,
       promptTokens: request.promptIds.length,
+      priority: request.priority,
+      client: request.client,
       tokens: [...request.promptIds],
-      sequence: this.#kv.create(),
+      sequence: this.#kv.create({ extraKeys: request.cacheSalt ?? "" }),
     };
-    this.#scheduler.add(entry);
     this.#entries.set(request, entry);
-    if (!this.#active) {
+    // What another request is computing right now is worth waiting for.
+    if (request.onLogits !== undefined || !this.#prefixes.hold(entry)) this.#scheduler.add(entry);
+    if (this.#active) {
+      this.#wake?.();
+    } else {
       this.#active = true;
       this.#loop = this.#run();
     }
@@ -93,6 +137,7 @@ export class Engine {
     this.#remove(entry);
     const running = this.#running;
     if (running?.entries.every((other) => !this.#entries.has(other.request))) running.abort.abort();
+    this.#wake?.();
   }
 
   /** Cancels everything and waits for the step that runs. */
@@ -103,11 +148,22 @@ export class Engine {
     await this.#loop;
   }
 
+  statistics(): Statistics {
+    const running = this.#scheduler.runningCount;
+    return this.#statistics.snapshot(running, this.#entries.size - running, this.#kv.stats(), this.#scheduler.stepCost);
+  }
+
   async #run(): Promise<void> {
     // Requests made in the same turn of the event loop share the first step.
     await Promise.resolve();
     try {
-      while (this.#entries.size > 0) await this.#runStep(this.#scheduler.schedule());
+      while (this.#entries.size > 0) {
+        for (const entry of this.#prefixes.release()) this.#scheduler.add(entry);
+        const begun = performance.now();
+        const plan = this.#scheduler.schedule();
+        if (plan.tokens > 0) await this.#runStep(plan, begun);
+        else await this.#change();
+      }
       this.#kv.checkIntegrity();
     } catch (error) {
       for (const entry of [...this.#entries.values()]) this.#end(entry, error);
@@ -116,14 +172,37 @@ export class Engine {
     }
   }
 
-  async #runStep(plan: StepPlan<Entry>): Promise<void> {
+  /** Until a request comes, goes, or goes on. */
+  async #change(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#wake = resolve;
+    });
+    this.#wake = undefined;
+  }
+
+  async #runStep(plan: StepPlan<Entry>, begun: number): Promise<void> {
     const entries = plan.chunks.map((chunk) => chunk.request);
     const abort = new AbortController();
     this.#running = { entries, abort };
     try {
-      const result = await this.#plan.run(this.#step(plan), { signal: abort.signal });
-      this.#scheduler.complete(plan);
+      const step = this.#step(plan);
+      const started = performance.now();
+      const result = await this.#plan.run(step, { signal: abort.signal });
+      const ended = performance.now();
+      this.#scheduler.complete(plan, ended - started);
       await this.#deliver(plan, result);
+      this.#statistics.count({
+        number: plan.number,
+        begun,
+        started,
+        ended,
+        delivered: performance.now(),
+        rows: plan.tokens,
+        chunks: plan.chunks.map(({ request, start, end, sample }) => ({ request: request.id, start, end, sample })),
+        preempted: plan.preempted.map(({ id }) => id),
+        waiting: this.#scheduler.waitingCount,
+        freeBlocks: this.#kv.freeBlocks,
+      });
     } catch (error) {
       // Whatever was in the step failed with it; the rest goes on.
       for (const entry of entries) this.#end(entry, error);
@@ -159,33 +238,44 @@ export class Engine {
     for (const chunk of plan.chunks) {
       const { request: entry, start, end } = chunk;
       const { request } = entry;
+      const alive = this.#entries.has(request);
+      if (alive) entry.sequence.advance(entry.tokens.slice(start, end));
       if (request.onLogits !== undefined) {
         const from = output * this.#vocabulary;
         output += end - start;
-        if (!this.#entries.has(request)) continue;
-        entry.sequence.advance(entry.tokens.slice(start, end));
+        if (!alive) continue;
         try {
           await request.onLogits(start, result.logits!.subarray(from, output * this.#vocabulary));
           if (end === entry.promptTokens) this.#end(entry);
         } catch (error) {
           this.#end(entry, error);
         }
-      } else {
-        const chosen = chunk.sample ? result.samples[sample++] : undefined;
-        if (chunk.sample) output++;
-        if (!this.#entries.has(request)) continue;
-        entry.sequence.advance(entry.tokens.slice(start, end));
-        if (chosen !== undefined) this.#take(entry, chosen);
+      } else if (chunk.sample) {
+        output++;
+        const chosen = result.samples[sample++]!;
+        if (alive) this.#take(entry, chosen);
       }
     }
   }
 
   #take(entry: Entry, sample: Sample): void {
-    if (entry.request.onSample?.(sample)) {
-      entry.tokens.push(sample.token);
-      this.#scheduler.append(entry, 1);
-    } else if (this.#entries.has(entry.request)) {
-      this.#remove(entry);
+    const goesOn = entry.request.onSample?.(sample) ?? false;
+    const proceed = (goesOn: boolean) => {
+      if (!this.#entries.has(entry.request)) return;
+      if (goesOn) {
+        entry.tokens.push(sample.token);
+        this.#scheduler.append(entry, 1);
+      } else {
+        this.#remove(entry);
+      }
+    };
+    if (typeof goesOn === "boolean") {
+      proceed(goesOn);
+    } else {
+      goesOn.then((value) => {
+        proceed(value);
+        this.#wake?.();
+      });
     }
   }
 
@@ -197,6 +287,7 @@ export class Engine {
 
   #remove(entry: Entry): void {
     this.#entries.delete(entry.request);
+    this.#prefixes.forget(entry);
     this.#scheduler.abort(entry);
     entry.sequence.drop();
   }

@@ -1,6 +1,6 @@
 import type { StreamDecoder } from "@niwaki/tokenizer";
 import type { Engine, EngineRequest, Sample } from "./engine.js";
-import type { checkSampling } from "./options.js";
+import type { CheckedSampling } from "./options.js";
 import { StopText } from "./stop-text.js";
 
 /** Why an answer ended: an end-of-turn token or a stop string; `maxTokens` or the end of the context; its signal. */
@@ -19,8 +19,10 @@ export interface GeneratedToken {
   readonly top?: readonly TokenLogprob[];
 }
 
-/** A piece of an answer: one for each token, then a last one with the reason. */
+/** A piece of an answer: one for each token, then a last one with the reason; with `n`, the answers' pieces come mixed. */
 export interface Piece {
+  /** Which answer it belongs to, 0 to n - 1. */
+  readonly choice: number;
   /** Whole characters only; empty while a character, or what may become a stop string, is incomplete. */
   readonly text: string;
   readonly tokens: readonly GeneratedToken[];
@@ -32,83 +34,71 @@ export interface Piece {
 
 export interface GenerationOptions {
   readonly promptIds: readonly number[];
-  readonly sampling: ReturnType<typeof checkSampling>;
+  readonly sampling: CheckedSampling;
+  /** Answers. */
+  readonly n: number;
   /** Tokens to generate at most, within the context. */
   readonly maxTokens: number;
   readonly stopIds: ReadonlySet<number>;
   readonly stops: readonly string[];
-  readonly decoder: StreamDecoder;
+  readonly createDecoder: () => StreamDecoder;
   readonly signal: AbortSignal | undefined;
+  readonly priority: number | undefined;
+  readonly client: string | undefined;
+  readonly cacheSalt: string | undefined;
 }
 
-/** Streams one answer. The request begins with the first `next()` and is dropped when the consumer leaves. */
+/** Pieces that wait for a slow consumer before its answers wait too. */
+const MOST_UNREAD = 256;
+
+/**
+ * Streams the answers to one prompt. They begin with the first `next()`, wait for a consumer that is slow, and are dropped
+ * when it leaves.
+ */
 export async function* generation(engine: Engine, options: GenerationOptions): AsyncGenerator<Piece, void, undefined> {
-  const { promptIds, maxTokens, decoder, signal } = options;
-  const stopText = new StopText(options.stops);
+  const { n, signal } = options;
   const pieces: Piece[] = [];
+  const waiting: (() => void)[] = [];
   let wake: (() => void) | undefined;
   let failure: { error: unknown } | undefined;
-  let completionTokens = 0;
-  let ended = false;
-
-  const push = (piece: Piece) => {
-    pieces.push(piece);
-    wake?.();
-  };
-  const finish = (finishReason: FinishReason, text: string) => {
-    ended = true;
-    push({ text, tokens: [], finishReason, usage: { promptTokens: promptIds.length, completionTokens } });
-  };
-  const onSample = (sample: Sample): boolean => {
-    if (options.stopIds.has(sample.token)) {
-      // A character that never became whole shows as the decoder shows it; a stop string may still be in there.
-      const rest = stopText.push(decoder.end());
-      finish("stop", rest.stopped ? rest.text : rest.text + stopText.end());
-      return false;
-    }
-    completionTokens++;
-    const shown = stopText.push(decoder.push(sample.token));
-    push({ text: shown.text, tokens: [generatedToken(sample)], finishReason: null, usage: null });
-    if (shown.stopped) {
-      finish("stop", "");
-      return false;
-    }
-    if (completionTokens === maxTokens) {
-      const rest = stopText.push(decoder.end());
-      finish(rest.stopped ? "stop" : "length", rest.stopped ? rest.text : rest.text + stopText.end());
-      return false;
-    }
-    return true;
-  };
-  const request: EngineRequest = {
-    promptIds,
-    sampling: options.sampling,
-    onSample,
-    onEnd(error) {
+  const output: Output = {
+    push(piece) {
+      pieces.push(piece);
+      wake?.();
+    },
+    room: () => pieces.length < MOST_UNREAD || new Promise<boolean>((resolve) => waiting.push(() => resolve(true))),
+    fail(error) {
       failure = { error };
       wake?.();
     },
   };
+  const answers = Array.from({ length: n }, (_, choice) => new Answer(choice, options, output));
+  // The others come when the prompt is computed, and find it in the cache.
+  answers[0]!.onFirstToken = () => {
+    for (const answer of answers.slice(1)) if (!answer.ended) engine.submit(answer);
+  };
   const onAbort = () => {
-    if (ended || failure !== undefined) return;
-    engine.cancel(request);
-    finish("abort", stopText.end());
+    for (const answer of answers) {
+      engine.cancel(answer);
+      answer.abort();
+    }
   };
 
   if (signal?.aborted) {
     onAbort();
-  } else if (maxTokens === 0) {
-    finish("length", "");
+  } else if (options.maxTokens === 0) {
+    for (const answer of answers) answer.finish("length", "");
   } else {
     signal?.addEventListener("abort", onAbort, { once: true });
-    engine.submit(request);
+    engine.submit(answers[0]!);
   }
   try {
-    while (true) {
+    for (let left = n; left > 0; ) {
       const piece = pieces.shift();
       if (piece !== undefined) {
+        if (pieces.length === MOST_UNREAD / 2) for (const proceed of waiting.splice(0)) proceed();
+        if (piece.finishReason !== null) left--;
         yield piece;
-        if (piece.finishReason !== null) return;
       } else if (failure !== undefined) {
         throw failure.error;
       } else {
@@ -120,7 +110,90 @@ export async function* generation(engine: Engine, options: GenerationOptions): A
     }
   } finally {
     signal?.removeEventListener("abort", onAbort);
-    engine.cancel(request);
+    for (const answer of answers) engine.cancel(answer);
+  }
+}
+
+/** Where answers put their pieces. */
+interface Output {
+  push(piece: Piece): void;
+  /** Whether there is room for more, or will be. */
+  room(): true | Promise<boolean>;
+  fail(error: unknown): void;
+}
+
+/** One answer: the engine's request, whose tokens become pieces. */
+class Answer implements EngineRequest {
+  readonly promptIds: readonly number[];
+  readonly sampling: CheckedSampling;
+  readonly priority: number | undefined;
+  readonly client: string | undefined;
+  readonly cacheSalt: string | undefined;
+  ended = false;
+  onFirstToken: (() => void) | undefined;
+  readonly #choice: number;
+  readonly #options: GenerationOptions;
+  readonly #output: Output;
+  readonly #decoder: StreamDecoder;
+  readonly #stopText: StopText;
+  #completionTokens = 0;
+
+  constructor(choice: number, options: GenerationOptions, output: Output) {
+    const { sampling } = options;
+    this.promptIds = options.promptIds;
+    const seed = BigInt.asUintN(64, BigInt(sampling.seed) + BigInt(choice));
+    this.sampling = choice === 0 ? sampling : { ...sampling, seed };
+    this.priority = options.priority;
+    this.client = options.client;
+    this.cacheSalt = options.cacheSalt;
+    this.#choice = choice;
+    this.#options = options;
+    this.#output = output;
+    this.#decoder = options.createDecoder();
+    this.#stopText = new StopText(options.stops);
+  }
+
+  onSample(sample: Sample): boolean | Promise<boolean> {
+    if (this.#completionTokens === 0) this.onFirstToken?.();
+    if (this.#options.stopIds.has(sample.token)) {
+      this.finish("stop", this.#rest().text);
+      return false;
+    }
+    this.#completionTokens++;
+    const shown = this.#stopText.push(this.#decoder.push(sample.token));
+    const tokens = [generatedToken(sample)];
+    this.#output.push({ choice: this.#choice, text: shown.text, tokens, finishReason: null, usage: null });
+    if (shown.stopped) {
+      this.finish("stop", "");
+      return false;
+    }
+    if (this.#completionTokens === this.#options.maxTokens) {
+      const rest = this.#rest();
+      this.finish(rest.stopped ? "stop" : "length", rest.text);
+      return false;
+    }
+    return this.#output.room();
+  }
+
+  onEnd(error: unknown): void {
+    this.ended = true;
+    this.#output.fail(error);
+  }
+
+  abort(): void {
+    if (!this.ended) this.finish("abort", this.#stopText.end());
+  }
+
+  finish(finishReason: FinishReason, text: string): void {
+    this.ended = true;
+    const usage = { promptTokens: this.promptIds.length, completionTokens: this.#completionTokens };
+    this.#output.push({ choice: this.#choice, text, tokens: [], finishReason, usage });
+  }
+
+  /** A character that never became whole shows as the decoder shows it; a stop string may still be in there. */
+  #rest(): { text: string; stopped: boolean } {
+    const rest = this.#stopText.push(this.#decoder.end());
+    return rest.stopped ? rest : { text: rest.text + this.#stopText.end(), stopped: false };
   }
 }
 

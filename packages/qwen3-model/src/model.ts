@@ -1,14 +1,18 @@
 import { GgufFile } from "@niwaki/gguf";
 import { Device, type KvCache, type KvType, MappedFile, type Matrix, type Plan } from "@niwaki/kernels-native";
+import type { Policy } from "@niwaki/prefill-scheduler";
 import { type ChatMessage, Tokenizer } from "@niwaki/tokenizer";
 import { Chat } from "./chat.js";
 import type { Qwen3Config } from "./config.js";
 import { Engine } from "./engine.js";
+import type { Statistics, StepRecord } from "./engine-statistics.js";
 import { ModelError } from "./error.js";
 import { examineModel } from "./examine.js";
 import { generation, type Piece } from "./generation.js";
 import {
+  checkChoices,
   checkMaxTokens,
+  checkPriority,
   checkSampling,
   checkStop,
   type GenerateOptions,
@@ -29,6 +33,12 @@ export interface LoadOptions {
   chunkSize?: number;
   /** Answers that run together; more wait their turn. 64 if absent. */
   maxSequences?: number;
+  /** What steps are made of while some answers have prompts to compute and others run; "interleaved" if absent. */
+  policy?: Policy;
+  /** Milliseconds between two tokens of an answer that prompts of others should not exceed; no limit if absent. */
+  targetMilliseconds?: number;
+  /** Told of every step when it has ended. */
+  onStep?: (step: StepRecord) => void;
   /** CPU threads; one per core if absent. */
   threads?: number;
   /** Kernels for an instruction set, "avx2" or "portable"; the best that the machine has, if absent. */
@@ -108,6 +118,9 @@ export class Qwen3Model {
         chunkSize,
         maxRows,
         maxSequences,
+        policy: options.policy ?? "interleaved",
+        targetMilliseconds: options.targetMilliseconds,
+        onStep: options.onStep,
       });
       return new Qwen3Model(config, tokenizer, { device, plan, kv, matrices }, engine, contextLength);
     } catch (error) {
@@ -127,11 +140,15 @@ export class Qwen3Model {
     return generation(this.#engine, {
       promptIds,
       sampling: checkSampling(options, this.config.vocabulary),
+      n: checkChoices(options.n),
       maxTokens: Math.min(checkMaxTokens(options.maxTokens), this.contextLength - promptIds.length),
       stopIds: this.#stopIds,
       stops: checkStop(options.stop),
-      decoder: this.tokenizer.stream({ skipControlTokens: true }),
+      createDecoder: () => this.tokenizer.stream({ skipControlTokens: true }),
       signal: options.signal,
+      priority: checkPriority(options.priority),
+      client: options.client,
+      cacheSalt: options.cacheSalt,
     });
   }
 
@@ -180,6 +197,11 @@ export class Qwen3Model {
         onEnd: (error) => (error === undefined ? resolve() : reject(error)),
       });
     });
+  }
+
+  /** What the engine has done so far, and how it and its cache stand. */
+  statistics(): Statistics {
+    return this.#engine.statistics();
   }
 
   /** Ends all answers with an error, waits for the running operation to stop, and frees everything. */

@@ -37,6 +37,14 @@ export interface GenerateOptions extends SamplingOptions {
   stop?: string | readonly string[];
   /** Ends the answer with the reason `abort`. */
   signal?: AbortSignal;
+  /** Answers to the same prompt, which is computed once; each has its own seed, `seed` + its number. 1 if absent. */
+  n?: number;
+  /** Lower comes first, from -1000 to 1000. 0 if absent. */
+  priority?: number;
+  /** Who asks: clients get equal shares when there is more to do than time. */
+  client?: string;
+  /** Prompts share what was computed with prompts of the same salt only. */
+  cacheSalt?: string;
   /** For messages: let the model think first (the template's default), or not. */
   thinking?: boolean;
   /** For messages: tool definitions, passed to the template as they are. */
@@ -45,7 +53,8 @@ export interface GenerateOptions extends SamplingOptions {
   trustContents?: boolean;
 }
 
-type CheckedSampling = Required<Omit<SamplingOptions, "logprobs" | "logitBias">> &
+/** Options of sampling, checked and complete. */
+export type CheckedSampling = Required<Omit<SamplingOptions, "logprobs" | "logitBias">> &
   Pick<SamplingOptions, "logprobs" | "logitBias">;
 
 /** @throws ModelError `invalid-option` naming the option, its value and what is allowed. */
@@ -105,6 +114,20 @@ export function checkMaxTokens(value: number | undefined): number {
   if (value === undefined) return Number.POSITIVE_INFINITY;
   if (!Number.isInteger(value) || value < 0) throw invalidOption("maxTokens", value, "a whole number from 0 up");
   return value;
+}
+
+/** @throws ModelError `invalid-option`. */
+export function checkChoices(n = 1): number {
+  if (!Number.isInteger(n) || n < 1 || n > 1024) throw invalidOption("n", n, "a whole number from 1 to 1024");
+  return n;
+}
+
+/** @throws ModelError `invalid-option`. */
+export function checkPriority(priority: number | undefined): number | undefined {
+  if (priority !== undefined && !(Number.isInteger(priority) && Math.abs(priority) <= 1000)) {
+    throw invalidOption("priority", priority, "a whole number from -1000 to 1000");
+  }
+  return priority;
 }
 
 /** @throws ModelError `invalid-option`. */

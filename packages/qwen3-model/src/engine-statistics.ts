@@ -1,0 +1,81 @@
+import type { PagedKv } from "@niwaki/paged-kv";
+import type { StepCost } from "@niwaki/prefill-scheduler";
+
+/** One step as it went. Times are milliseconds of `performance.now()`. */
+export interface StepRecord {
+  readonly number: number;
+  /** When its planning began, when the kernels began and ended, and when its tokens were handed out. */
+  readonly begun: number;
+  readonly started: number;
+  readonly ended: number;
+  readonly delivered: number;
+  /** Tokens computed. */
+  readonly rows: number;
+  /** Tokens `start` to `end - 1` of each request; `sample` where its next token was chosen. */
+  readonly chunks: readonly {
+    readonly request: number;
+    readonly start: number;
+    readonly end: number;
+    readonly sample: boolean;
+  }[];
+  /** Requests that gave their blocks to others. */
+  readonly preempted: readonly number[];
+  readonly waiting: number;
+  readonly freeBlocks: number;
+}
+
+/** What an engine has done since it was made, and how it stands. */
+export interface Statistics {
+  readonly steps: number;
+  /** Tokens computed, of prompts and answers, and answers' tokens chosen. */
+  readonly computedTokens: number;
+  readonly generatedTokens: number;
+  readonly preemptions: number;
+  /** Milliseconds in the kernels, and around them (planning and handing out). */
+  readonly kernelMilliseconds: number;
+  readonly overheadMilliseconds: number;
+  readonly running: number;
+  readonly waiting: number;
+  /** What a step costs in milliseconds, as learned; null before the first. */
+  readonly stepCost: StepCost | null;
+  readonly cache: ReturnType<PagedKv["stats"]>;
+}
+
+export class EngineStatistics {
+  readonly #onStep: ((step: StepRecord) => void) | undefined;
+  #steps = 0;
+  #computedTokens = 0;
+  #generatedTokens = 0;
+  #preemptions = 0;
+  #kernelMilliseconds = 0;
+  #overheadMilliseconds = 0;
+
+  constructor(onStep: ((step: StepRecord) => void) | undefined) {
+    this.#onStep = onStep;
+  }
+
+  count(step: StepRecord): void {
+    this.#steps++;
+    this.#computedTokens += step.rows;
+    for (const { sample } of step.chunks) if (sample) this.#generatedTokens++;
+    this.#preemptions += step.preempted.length;
+    this.#kernelMilliseconds += step.ended - step.started;
+    this.#overheadMilliseconds += step.started - step.begun + (step.delivered - step.ended);
+    this.#onStep?.(step);
+  }
+
+  snapshot(running: number, waiting: number, cache: Statistics["cache"], stepCost: StepCost | null): Statistics {
+    return {
+      steps: this.#steps,
+      computedTokens: this.#computedTokens,
+      generatedTokens: this.#generatedTokens,
+      preemptions: this.#preemptions,
+      kernelMilliseconds: this.#kernelMilliseconds,
+      overheadMilliseconds: this.#overheadMilliseconds,
+      running,
+      waiting,
+      stepCost,
+      cache,
+    };
+  }
+}
