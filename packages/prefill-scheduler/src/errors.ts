@@ -32,13 +32,10 @@ export class SchedulerError extends Error {
   }
 }
 
-/** Refuses anything but a whole number from `least` up. */
-export function checkInteger(name: string, value: number, least: number): void {
-  if (!Number.isSafeInteger(value) || value < least) {
-    throw new SchedulerError(
-      "INVALID_ARGUMENT",
-      `${name} must be an integer of at least ${least}, got ${String(value)}`,
-      value,
-    );
+/** Refuses anything but a whole number from `least` to `most`. */
+export function checkInteger(name: string, value: number, least: number, most = Number.MAX_SAFE_INTEGER): void {
+  if (!Number.isSafeInteger(value) || value < least || value > most) {
+    const range = most === Number.MAX_SAFE_INTEGER ? `of at least ${least}` : `from ${least} to ${most}`;
+    throw new SchedulerError("INVALID_ARGUMENT", `${name} must be an integer ${range}, got ${String(value)}`, value);
   }
 }

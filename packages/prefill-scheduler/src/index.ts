@@ -1,11 +1,16 @@
-export { type Chunk, planChunks } from "./chunks.js";
-export { SchedulerError, type SchedulerErrorCode } from "./errors.js";
+export type { BlockBudget, BlockSupply } from "./block-budget.js";
 export {
-  type BlockBudget,
-  type Progress,
-  type Schedulable,
-  type ScheduledChunk,
-  Scheduler,
-  type SchedulerOptions,
-  type StepPlan,
-} from "./scheduler.js";
+  type AttentionShape,
+  type Chunk,
+  type ChunkOptions,
+  type PromptChunk,
+  type PromptMemory,
+  planChunks,
+  promptMemory,
+} from "./chunks.js";
+export type { StepCost } from "./cost-model.js";
+export type { Progress } from "./entry.js";
+export { SchedulerError, type SchedulerErrorCode } from "./errors.js";
+export { type Schedulable, Scheduler } from "./scheduler.js";
+export type { Policy, SchedulerOptions } from "./scheduler-options.js";
+export type { ScheduledChunk, StepPlan } from "./step-plan.js";

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { Scheduler, type StepPlan } from "./scheduler.js";
+import { Scheduler } from "./scheduler.js";
+import type { StepPlan } from "./step-plan.js";
 
 /** A client's request as the simulation knows it: how long its prompt is, and how many tokens it will generate. */
 interface Request {

@@ -1,5 +1,8 @@
 import { describe, expect, it } from "vitest";
-import { type BlockBudget, Scheduler, type SchedulerOptions, type StepPlan } from "./scheduler.js";
+import type { BlockBudget } from "./block-budget.js";
+import { Scheduler } from "./scheduler.js";
+import type { SchedulerOptions } from "./scheduler-options.js";
+import type { StepPlan } from "./step-plan.js";
 
 interface Request {
   name: string;
@@ -64,10 +67,22 @@ describe("one request", () => {
     const { scheduler, add, step } = make({ chunkSize: 4 });
     const a = add("a", 10);
     expect(rows(step())).toEqual([["a", 0, 4]]);
-    expect(scheduler.progress(a)).toEqual({ state: "running", promptTokens: 10, totalTokens: 10, computedTokens: 4 });
+    expect(scheduler.progress(a)).toMatchObject({ state: "running", totalTokens: 10, computedTokens: 4 });
     expect(rows(step())).toEqual([["a", 4, 8]]);
-    expect(step()).toEqual({ chunks: [{ request: a, start: 8, end: 10, sample: true }], tokens: 2, preempted: [] });
-    expect(scheduler.progress(a)).toEqual({ state: "running", promptTokens: 10, totalTokens: 11, computedTokens: 10 });
+    expect(step()).toEqual({
+      number: 3,
+      chunks: [{ request: a, start: 8, end: 10, sample: true }],
+      tokens: 2,
+      preempted: [],
+    });
+    expect(scheduler.progress(a)).toEqual({
+      state: "running",
+      promptTokens: 10,
+      totalTokens: 11,
+      computedTokens: 10,
+      cachedTokens: 0,
+      preemptions: 0,
+    });
     expect(rows(step())).toEqual([["a", 10, 11]]);
     expect(rows(step())).toEqual([["a", 11, 12]]);
   });
@@ -88,7 +103,7 @@ describe("one request", () => {
     const { scheduler, add } = make();
     const a = add("a", 3);
     scheduler.complete(scheduler.schedule());
-    expect(scheduler.schedule()).toEqual({ chunks: [], tokens: 0, preempted: [] });
+    expect(scheduler.schedule()).toEqual({ number: 2, chunks: [], tokens: 0, preempted: [] });
     scheduler.append(a, 1);
     expect(rows(scheduler.schedule())).toEqual([["a", 3, 4]]);
   });
@@ -97,7 +112,7 @@ describe("one request", () => {
     const { scheduler, add, blocks } = make();
     add("a", 20);
     const first = scheduler.schedule();
-    expect([scheduler.schedule(), blocks.free]).toEqual([first, 9_998]);
+    expect([scheduler.schedule(), blocks.free]).toEqual([{ ...first, number: 2 }, 9_998]);
   });
 
   it("takes several tokens from outside as one more prompt", () => {
@@ -198,7 +213,13 @@ describe("preemption", () => {
     // b needs a third block, and is itself the last come.
     const plan = step();
     expect([rows(plan), names(plan.preempted), blocks.free]).toEqual([[["a", 5, 6]], ["b"], 2]);
-    expect(scheduler.progress(b)).toEqual({ state: "waiting", promptTokens: 7, totalTokens: 9, computedTokens: 0 });
+    expect(scheduler.progress(b)).toMatchObject({
+      state: "waiting",
+      promptTokens: 7,
+      totalTokens: 9,
+      computedTokens: 0,
+      preemptions: 1,
+    });
     expect(blocks.held.has(b)).toBe(false);
     // b stands before c, and its nine tokens do not fit yet.
     expect(rows(step())).toEqual([["a", 6, 7]]);

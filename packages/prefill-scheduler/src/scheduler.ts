@@ -1,77 +1,25 @@
-import type { Chunk } from "./chunks.js";
+import type { BlockBudget } from "./block-budget.js";
+import { BlockLedger } from "./block-ledger.js";
+import { attendedTokens, CostModel, type StepCost } from "./cost-model.js";
+import { Entry, isMoreUrgent, type Progress } from "./entry.js";
 import { checkInteger, SchedulerError } from "./errors.js";
-
-export interface SchedulerOptions {
-  /** Rows (tokens) of a step, over all requests. */
-  maxTokensPerStep: number;
-  /** Requests that run at once; at most `maxTokensPerStep`, so that every decode row fits every step. */
-  maxSequencesPerStep: number;
-  /** The most tokens of one request in one step. */
-  chunkSize: number;
-  /** Tokens that the cache can hold for one request when no other is there. Longer requests are refused. */
-  maxTokensPerRequest: number;
-}
+import { FairQueue } from "./fair-queue.js";
+import { RunningList } from "./running-list.js";
+import { checkOptions, type SchedulerOptions } from "./scheduler-options.js";
+import { StepDraft, type StepPlan } from "./step-plan.js";
 
 /** What the scheduler must know of a request. The object is the caller's own, and is handed back in every plan. */
 export interface Schedulable {
   readonly promptTokens: number;
+  /** Lower comes first, as in vLLM and with `nice`; an integer from -1000 to 1000. Default 0. */
+  readonly priority?: number;
+  /** Who sent it: clients get equal shares. Default: all requests are of one. */
+  readonly client?: string;
 }
 
-/** Where the blocks come from. The scheduler asks, it never counts blocks itself. */
-export interface BlockBudget<R> {
-  /** Can this request hold `tokens` tokens in all? If so its blocks are taken; if not, nothing changes. */
-  reserve(request: R, tokens: number): boolean;
-  /** Gives back every block of the request. It may come again with `reserve`, from nothing. */
-  release(request: R): void;
-}
-
-/** Tokens `start` to `end - 1` of one request, run in this step. */
-export interface ScheduledChunk<R> extends Chunk {
-  readonly request: R;
-  /** True when `end` is all the request has: the last row's logits give its next token. */
-  readonly sample: boolean;
-}
-
-/** One step. Decode rows come first, then prompt chunks, then requests admitted now; each group by arrival. */
-export interface StepPlan<R> {
-  readonly chunks: readonly ScheduledChunk<R>[];
-  /** Rows in all: the sum of the chunks' lengths. */
-  readonly tokens: number;
-  /** Requests that lost their blocks to earlier ones, and will be computed anew; none of them is in `chunks`. */
-  readonly preempted: readonly R[];
-}
-
-/** How far a request is. */
-export interface Progress {
-  readonly state: "waiting" | "running";
-  readonly promptTokens: number;
-  /** Prompt and tokens appended so far. */
-  readonly totalTokens: number;
-  /** Tokens whose K and V exist; 0 again after a preemption. */
-  readonly computedTokens: number;
-}
-
-class Entry<R> implements Progress {
-  state: "waiting" | "running" = "waiting";
-  computedTokens = 0;
-  totalTokens: number;
-
-  constructor(
-    readonly request: R,
-    readonly promptTokens: number,
-    readonly arrival: number,
-  ) {
-    this.totalTokens = promptTokens;
-  }
-
-  get remaining(): number {
-    return this.totalTokens - this.computedTokens;
-  }
-
-  get isDecode(): boolean {
-    return this.remaining === 1 && this.computedTokens >= this.promptTokens;
-  }
-}
+const MOST_PRIORITY = 1000;
+/** Prompt rows that a step gets in any case, so that prompts advance also where decode rows alone exceed the target. */
+const LEAST_PROMPT_ROWS = 8;
 
 /**
  * Decides which tokens of which request run in the next step. There are no phases: the computed tokens of each request
@@ -79,41 +27,31 @@ class Entry<R> implements Progress {
  * "Sarathi-Serve", 2024).
  *
  * ```text
- *   arrival order:   A B C D | E F G
- *                    running | waiting        admitted at the border, preempted at the border
+ *   by urgency:  A B C D |   clients:  a: E F   b: G          urgency = priority, then the service its client had before
+ *                running |   waiting, least served client first
  * ```
  *
- * Every running request came before every waiting one, which is why nothing starves: the first always has its row, its
- * blocks (later ones are preempted for them) and, when it ends, leaves the place to the second.
+ * When blocks run out, the least urgent running request gives its own up. Nothing starves: the most urgent running request
+ * always has its blocks and moves (with each policy, after finitely many steps), and as service is given every waiting request
+ * becomes the most urgent at some time.
  *
  * Pure and deterministic: no clock, no randomness, no knowledge of what runs the plan.
  */
 export class Scheduler<R extends Schedulable> {
-  readonly #options: SchedulerOptions;
-  readonly #blocks: BlockBudget<R>;
+  readonly #options: Required<SchedulerOptions>;
+  readonly #blocks: BlockLedger<R>;
   readonly #entries = new Map<R, Entry<R>>();
-  /** Both by arrival, and all of `#running` before all of `#waiting`. */
-  readonly #running: Entry<R>[] = [];
-  readonly #waiting: Entry<R>[] = [];
+  readonly #running = new RunningList<R>();
+  readonly #waiting = new FairQueue<R>();
+  readonly #costs = new CostModel();
   #arrivals = 0;
+  #plans = 0;
+  #admittedSinceDecode = 0;
 
   /** @throws SchedulerError `INVALID_ARGUMENT` for limits below 1, or more sequences than tokens per step. */
   constructor(options: SchedulerOptions, blocks: BlockBudget<R>) {
-    const { maxTokensPerStep, maxSequencesPerStep, chunkSize, maxTokensPerRequest } = options;
-    checkInteger("maxTokensPerStep", maxTokensPerStep, 1);
-    checkInteger("maxSequencesPerStep", maxSequencesPerStep, 1);
-    checkInteger("chunkSize", chunkSize, 1);
-    checkInteger("maxTokensPerRequest", maxTokensPerRequest, 1);
-    if (maxSequencesPerStep > maxTokensPerStep) {
-      throw new SchedulerError(
-        "INVALID_ARGUMENT",
-        `maxSequencesPerStep (${maxSequencesPerStep}) must be at most maxTokensPerStep (${maxTokensPerStep}): ` +
-          "each running request needs a row",
-        maxSequencesPerStep,
-      );
-    }
-    this.#options = { maxTokensPerStep, maxSequencesPerStep, chunkSize, maxTokensPerRequest };
-    this.#blocks = blocks;
+    this.#options = checkOptions(options);
+    this.#blocks = new BlockLedger(blocks, this.#options.watermark);
   }
 
   /** Requests that hold blocks. */
@@ -123,98 +61,94 @@ export class Scheduler<R extends Schedulable> {
 
   /** Requests that hold none: new or preempted. */
   get waitingCount(): number {
-    return this.#waiting.length;
+    return this.#waiting.size;
+  }
+
+  /** What a step costs, as learned from the times of those that ran; null before the first. */
+  get stepCost(): StepCost | null {
+    return this.#costs.cost;
   }
 
   /**
-   * Puts a request at the end of the queue.
-   * @throws SchedulerError `REQUEST_TOO_LONG` when its prompt can never fit, `INVALID_ARGUMENT` when it is empty,
-   * `DUPLICATE_REQUEST`.
+   * Queues a request.
+   * @throws SchedulerError `REQUEST_TOO_LONG` when its prompt can never fit, `INVALID_ARGUMENT` when it is empty or its
+   * priority is out of range, `DUPLICATE_REQUEST`.
    */
   add(request: R): void {
-    const { promptTokens } = request;
+    const { promptTokens, priority = 0, client } = request;
     checkInteger("promptTokens", promptTokens, 1);
+    checkInteger("priority", priority, -MOST_PRIORITY, MOST_PRIORITY);
     this.#checkFits(request, promptTokens);
     if (this.#entries.has(request)) {
       throw new SchedulerError("DUPLICATE_REQUEST", "the request was added already; add each object once", request);
     }
-    const entry = new Entry(request, promptTokens, this.#arrivals++);
+    const from = this.#waiting.enter(client);
+    const offset = priority * this.#options.agingTokens;
+    const entry = new Entry(request, promptTokens, this.#arrivals++, from, offset, offset + from.service);
     this.#entries.set(request, entry);
-    this.#waiting.push(entry);
+    this.#waiting.add(entry);
   }
 
   /**
-   * Plans the next step and reserves its blocks. Run it, then call `complete(plan)`; asked again before that, the
-   * scheduler plans the same tokens again. An empty plan means that no request has anything to compute.
+   * Plans the next step and reserves its blocks. Run it and call `complete(plan)`; asked again before that, the scheduler
+   * plans the same tokens again. An empty plan means that no request has anything to compute.
    * @throws SchedulerError `OUT_OF_BLOCKS` when a request that is alone cannot get its blocks; `value` is the request:
    * abort it and go on.
    */
   schedule(): StepPlan<R> {
-    let chunks: ScheduledChunk<R>[] = [];
-    const preempted: R[] = [];
-    let budget = this.#options.maxTokensPerStep;
-
-    const plan = (entry: Entry<R>, tokens: number): void => {
-      const start = entry.computedTokens;
-      const end = start + tokens;
-      chunks.push({ request: entry.request, start, end, sample: end === entry.totalTokens });
-      budget -= tokens;
-    };
-
-    // Preempting takes from the end of #running, so both loops see every entry that is left exactly once.
-    for (let i = 0; i < this.#running.length; i++) {
-      const entry = this.#running[i]!;
-      if (entry.isDecode && this.#reserve(entry, 1, preempted)) plan(entry, 1);
-    }
-    for (let i = 0; i < this.#running.length && budget > 0; i++) {
-      const entry = this.#running[i]!;
-      if (entry.isDecode || entry.remaining === 0) continue;
-      const lost = preempted.length;
-      const tokens = Math.min(entry.remaining, this.#options.chunkSize, budget);
-      const reserved = this.#reserve(entry, tokens, preempted);
-      if (preempted.length > lost) {
-        // A later request may have had its decode row already.
-        chunks = chunks.filter((chunk) => this.#entries.get(chunk.request)!.state === "running");
-        budget = this.#options.maxTokensPerStep - countTokens(chunks);
+    const draft = new StepDraft<R>(++this.#plans, this.#options.maxTokensPerStep);
+    if (this.#options.policy === "prefill-first") {
+      this.#planPrompts(draft);
+      if (this.#admittedSinceDecode < this.#options.maxSequencesPerStep) this.#admit(draft);
+      if (draft.tokens === 0) this.#planDecodes(draft);
+    } else {
+      this.#planDecodes(draft);
+      if (this.#options.policy === "interleaved" || draft.tokens === 0) {
+        this.#planPrompts(draft);
+        this.#admit(draft);
       }
-      if (reserved) plan(entry, tokens);
     }
-    // Whoever was preempted just now would be admitted first, and lose its blocks again in the next step.
-    while (preempted.length === 0 && budget > 0 && this.#running.length < this.#options.maxSequencesPerStep) {
-      const entry = this.#waiting[0];
-      if (!entry) break;
-      const tokens = Math.min(entry.remaining, this.#options.chunkSize, budget);
-      if (!this.#blocks.reserve(entry.request, tokens)) {
-        if (this.#running.length === 0) throw outOfBlocks(entry, tokens);
-        break;
-      }
-      this.#waiting.shift();
-      this.#running.push(entry);
-      entry.state = "running";
-      plan(entry, tokens);
-    }
-    return { chunks, tokens: countTokens(chunks), preempted };
+    return draft.finish();
   }
 
   /**
-   * The step ran: its tokens are computed. Requests that were aborted meanwhile are passed over.
+   * The step ran: its tokens are computed. Requests that were aborted or preempted since it was planned are passed over.
+   * Where several steps are under way at once, call it as soon as the step is handed over: `schedule()` then plans what does
+   * not depend on its result, and `observe` takes the time when it has ended.
+   * @param milliseconds how long it took, if that is known by now.
    * @throws SchedulerError `STALE_PLAN` when the plan was completed before; nothing has changed then.
    */
-  complete(plan: StepPlan<R>): void {
+  complete(plan: StepPlan<R>, milliseconds?: number): void {
     for (const { request, start } of plan.chunks) {
-      const entry = this.#entries.get(request);
-      if (entry && (entry.state !== "running" || entry.computedTokens !== start)) {
+      const entry = this.#planned(plan, request);
+      if (entry && entry.computedTokens !== start) {
         throw new SchedulerError(
           "STALE_PLAN",
-          `the plan starts at token ${start} of a request that is at ${entry.computedTokens}; complete each plan once, ` +
-            "before the next schedule()",
+          `the plan starts at token ${start} of a request that is at ${entry.computedTokens}; complete each plan once`,
           request,
         );
       }
     }
-    for (const { request, start, end } of plan.chunks) {
-      if (this.#entries.has(request)) this.advance(request, end - start);
+    if (milliseconds !== undefined) this.observe(plan, milliseconds);
+    for (const { request, end } of plan.chunks) {
+      const entry = this.#planned(plan, request);
+      if (entry) entry.computedTokens = end;
     }
+  }
+
+  /**
+   * A step with this plan took so long, by itself; `targetMilliseconds` is kept by what is learned from it.
+   * @throws SchedulerError `INVALID_ARGUMENT` for a time that is negative or not finite.
+   */
+  observe(plan: StepPlan<R>, milliseconds: number): void {
+    if (!(milliseconds >= 0 && milliseconds < Infinity)) {
+      const message = `milliseconds must be finite and at least 0, got ${String(milliseconds)}`;
+      throw new SchedulerError("INVALID_ARGUMENT", message, milliseconds);
+    }
+    if (plan.tokens === 0) return;
+    let attended = 0;
+    for (const { start, end } of plan.chunks) attended += attendedTokens(start, end);
+    this.#costs.observe(plan.tokens, attended, milliseconds);
   }
 
   /**
@@ -243,6 +177,7 @@ export class Scheduler<R extends Schedulable> {
     checkInteger("tokens", tokens, 1);
     this.#checkFits(request, entry.totalTokens + tokens);
     entry.totalTokens += tokens;
+    if (entry.state === "running") this.#blocks.updateOwed(entry);
   }
 
   /**
@@ -266,8 +201,8 @@ export class Scheduler<R extends Schedulable> {
 
   /** @throws SchedulerError `UNKNOWN_REQUEST`. */
   progress(request: R): Progress {
-    const { state, promptTokens, totalTokens, computedTokens } = this.#entry(request);
-    return { state, promptTokens, totalTokens, computedTokens };
+    const { state, promptTokens, totalTokens, computedTokens, cachedTokens, preemptions } = this.#entry(request);
+    return { state, promptTokens, totalTokens, computedTokens, cachedTokens, preemptions };
   }
 
   /**
@@ -275,46 +210,114 @@ export class Scheduler<R extends Schedulable> {
    * @throws SchedulerError `CORRUPT` at the first difference.
    */
   checkIntegrity(): void {
-    const queued = [...this.#running, ...this.#waiting];
-    if (queued.length !== this.#entries.size) {
-      throw new SchedulerError("CORRUPT", `${queued.length} queued, ${this.#entries.size} known`, queued.length);
+    const queued = this.#running.length + this.#waiting.size;
+    if (queued !== this.#entries.size) {
+      throw new SchedulerError("CORRUPT", `${queued} queued, ${this.#entries.size} known`, queued);
     }
-    let before = -1;
-    for (const [i, entry] of queued.entries()) {
-      const { request, state, arrival, computedTokens, totalTokens } = entry;
-      if (this.#entries.get(request) !== entry)
-        throw new SchedulerError("CORRUPT", "a queued request is unknown", request);
-      if (arrival <= before) throw new SchedulerError("CORRUPT", "the queues are not in arrival order", request);
-      if ((state === "running") !== i < this.#running.length) {
-        throw new SchedulerError("CORRUPT", `a request marked ${state} stands in the other queue`, request);
+    let owed = 0;
+    for (let i = 0; i < this.#running.length; i++) {
+      const entry = this.#running.at(i);
+      this.#checkEntry(entry, "running");
+      if (i > 0 && !isMoreUrgent(this.#running.at(i - 1), entry)) {
+        throw new SchedulerError("CORRUPT", "the running requests are not in order of urgency", entry.request);
       }
-      if (computedTokens > totalTokens || (state === "waiting" && computedTokens > 0)) {
-        throw new SchedulerError("CORRUPT", `${computedTokens} of ${totalTokens} computed while ${state}`, request);
-      }
-      before = arrival;
+      owed += entry.owedBlocks;
+    }
+    for (const entry of this.#waiting.values()) this.#checkEntry(entry, "waiting");
+    if (owed !== this.#blocks.owedBlocks) {
+      throw new SchedulerError("CORRUPT", `${owed} blocks are owed, ${this.#blocks.owedBlocks} are counted`, owed);
     }
   }
 
-  /** Blocks for the next `tokens` tokens, at the cost of the last come, in the end of the request itself. */
-  #reserve(entry: Entry<R>, tokens: number, preempted: R[]): boolean {
-    while (!this.#blocks.reserve(entry.request, entry.computedTokens + tokens)) {
-      if (this.#running.length === 1) throw outOfBlocks(entry, entry.computedTokens + tokens);
-      const victim = this.#running.pop()!;
-      this.#blocks.release(victim.request);
+  #planDecodes(draft: StepDraft<R>): void {
+    this.#admittedSinceDecode = 0;
+    // Preempting takes from the end of #running, so this and the next loop see every entry that is left exactly once.
+    for (let i = 0; i < this.#running.length; i++) {
+      const entry = this.#running.at(i);
+      if (entry.isDecode && this.#reserve(entry, 1, draft)) this.#plan(entry, 1, draft);
+    }
+  }
+
+  #planPrompts(draft: StepDraft<R>): void {
+    for (let i = 0; i < this.#running.length; i++) {
+      const entry = this.#running.at(i);
+      if (entry.isDecode || entry.remaining === 0) continue;
+      const tokens = this.#chunkLength(entry, draft);
+      if (tokens === 0) return;
+      if (this.#reserve(entry, tokens, draft)) this.#plan(entry, tokens, draft);
+    }
+  }
+
+  #admit(draft: StepDraft<R>): void {
+    // Whoever was preempted just now would be admitted first, and lose its blocks again in the next step.
+    while (draft.preempted.length === 0 && this.#running.length < this.#options.maxSequencesPerStep) {
+      const entry = this.#waiting.first;
+      if (!entry || this.#chunkLength(entry, draft) === 0) return;
+      const alone = this.#running.length === 0;
+      if (!alone && this.#blocks.isRefused(entry)) return;
+      entry.computedTokens = Math.min(this.#blocks.match(entry), entry.totalTokens - 1);
+      // Less than before: behind a hit there is less to compute, and each row of it takes longer.
+      const tokens = this.#chunkLength(entry, draft);
+      const needed = entry.computedTokens + tokens;
+      const hasTime = tokens > 0;
+      if (!hasTime || !(alone || this.#blocks.hasRoomFor(entry)) || !this.#blocks.reserve(entry, needed)) {
+        entry.computedTokens = 0;
+        if (hasTime) this.#blocks.refuse(entry);
+        else this.#blocks.release(entry);
+        if (alone) throw outOfBlocks(entry.request, needed);
+        return;
+      }
+      this.#waiting.remove(entry);
+      this.#running.add(entry);
+      this.#blocks.updateOwed(entry);
+      this.#admittedSinceDecode++;
+      entry.state = "running";
+      entry.admittedIn = draft.number;
+      entry.cachedTokens = entry.computedTokens;
+      entry.chargedTokens = Math.max(entry.chargedTokens, entry.cachedTokens);
+      this.#plan(entry, tokens, draft);
+    }
+  }
+
+  #plan(entry: Entry<R>, tokens: number, draft: StepDraft<R>): void {
+    draft.add(entry, tokens);
+    this.#waiting.charge(entry, entry.computedTokens + tokens);
+  }
+
+  /** Tokens of a prompt that this step has room and time for. */
+  #chunkLength(entry: Entry<R>, draft: StepDraft<R>): number {
+    const most = Math.min(entry.remaining, this.#options.chunkSize, draft.room);
+    const { targetMilliseconds } = this.#options;
+    if (draft.decodeRows === 0 || targetMilliseconds === Infinity) return most;
+    const { tokens, attended } = draft;
+    const within = this.#costs.rowsWithin(targetMilliseconds, tokens, attended, entry.computedTokens, most);
+    return Math.max(within, Math.min(most, LEAST_PROMPT_ROWS - draft.promptRows), 0);
+  }
+
+  /** Blocks for the next `tokens` tokens, at the cost of the least urgent, in the end of the request itself. */
+  #reserve(entry: Entry<R>, tokens: number, draft: StepDraft<R>): boolean {
+    const needed = entry.computedTokens + tokens;
+    while (!this.#blocks.reserve(entry, needed)) {
+      if (this.#running.length === 1) throw outOfBlocks(entry.request, needed);
+      const victim = this.#running.removeLast();
+      draft.preempt(victim);
+      this.#blocks.release(victim);
       victim.state = "waiting";
       victim.computedTokens = 0;
-      this.#waiting.unshift(victim);
-      preempted.push(victim.request);
+      victim.preemptions++;
+      this.#waiting.add(victim);
       if (victim === entry) return false;
     }
+    this.#blocks.updateOwed(entry);
     return true;
   }
 
   #remove(entry: Entry<R>): void {
-    const queue = entry.state === "running" ? this.#running : this.#waiting;
-    queue.splice(queue.indexOf(entry), 1);
+    if (entry.state === "running") this.#running.remove(entry);
+    else this.#waiting.remove(entry);
+    this.#waiting.leave(entry.client);
     this.#entries.delete(entry.request);
-    this.#blocks.release(entry.request);
+    this.#blocks.release(entry);
   }
 
   #entry(request: R): Entry<R> {
@@ -323,8 +326,14 @@ export class Scheduler<R extends Schedulable> {
     throw new SchedulerError("UNKNOWN_REQUEST", "the request was never added, or is finished or aborted", request);
   }
 
+  /** The request, if it is as it was when the plan was made: not aborted, not preempted since. */
+  #planned(plan: StepPlan<R>, request: R): Entry<R> | undefined {
+    const entry = this.#entries.get(request);
+    return entry?.state === "running" && entry.admittedIn <= plan.number ? entry : undefined;
+  }
+
   #checkFits(request: R, tokens: number): void {
-    const most = this.#options.maxTokensPerRequest;
+    const most = Math.min(this.#options.maxTokensPerRequest, this.#blocks.tokens);
     if (tokens > most) {
       throw new SchedulerError(
         "REQUEST_TOO_LONG",
@@ -333,18 +342,24 @@ export class Scheduler<R extends Schedulable> {
       );
     }
   }
+
+  #checkEntry(entry: Entry<R>, state: "waiting" | "running"): void {
+    const { request, computedTokens, totalTokens } = entry;
+    if (this.#entries.get(request) !== entry)
+      throw new SchedulerError("CORRUPT", "a queued request is unknown", request);
+    if (entry.state !== state) {
+      throw new SchedulerError("CORRUPT", `a request marked ${entry.state} stands among the ${state}`, request);
+    }
+    if (computedTokens > totalTokens || (state === "waiting" && computedTokens > 0)) {
+      throw new SchedulerError("CORRUPT", `${computedTokens} of ${totalTokens} computed while ${state}`, request);
+    }
+  }
 }
 
-function countTokens(chunks: readonly Chunk[]): number {
-  let tokens = 0;
-  for (const { start, end } of chunks) tokens += end - start;
-  return tokens;
-}
-
-function outOfBlocks(entry: Entry<unknown>, tokens: number): SchedulerError {
+function outOfBlocks(request: unknown, tokens: number): SchedulerError {
   return new SchedulerError(
     "OUT_OF_BLOCKS",
     `a request that runs alone cannot get blocks for ${tokens} tokens; maxTokensPerRequest promises more than there is`,
-    entry.request,
+    request,
   );
 }
