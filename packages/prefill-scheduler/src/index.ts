@@ -13,4 +13,6 @@ export type { Progress } from "./entry.js";
 export { SchedulerError, type SchedulerErrorCode } from "./errors.js";
 export { type Schedulable, Scheduler } from "./scheduler.js";
 export type { Policy, SchedulerOptions } from "./scheduler-options.js";
+export { type SimulationOptions, simulate, type TraceRequest } from "./simulate.js";
+export type { Percentiles, RequestRecord, ServiceLevel, SimulationReport, StepRecord } from "./simulation-report.js";
 export type { ScheduledChunk, StepPlan } from "./step-plan.js";

@@ -12,9 +12,9 @@ import { StepDraft, type StepPlan } from "./step-plan.js";
 export interface Schedulable {
   readonly promptTokens: number;
   /** Lower comes first, as in vLLM and with `nice`; an integer from -1000 to 1000. Default 0. */
-  readonly priority?: number;
+  readonly priority?: number | undefined;
   /** Who sent it: clients get equal shares. Default: all requests are of one. */
-  readonly client?: string;
+  readonly client?: string | undefined;
 }
 
 const MOST_PRIORITY = 1000;
