@@ -19,12 +19,17 @@ export function stepMilliseconds(cost: StepCost, rows: number, attended: number)
 
 const TERMS = 3;
 /** What is left of a measurement's weight after one more of its size. */
-const MEMORY = 0.95;
+const MEMORY = 0.9;
 /** Measurements before one can be told from an outlier. */
 const WARM_UP = 8;
+/** Relative errors up to this are never outliers. */
+const USUAL = 0.5;
+/** So many outliers in a row are no outliers. */
+const CHANGE = 4;
 /** Relative; keeps the equations solvable while all steps are alike. */
 const RIDGE = 1e-6;
 const LEAST_MILLISECONDS = 1e-3;
+const LEAST_ERROR = 0.02;
 /** Rows that may be tried before anything was measured. */
 const FIRST_ROWS = 16;
 const SIZES = 32;
@@ -33,6 +38,23 @@ const SIZES = 32;
 class Size {
   readonly matrix = new Float64Array(TERMS * TERMS);
   readonly right = new Float64Array(TERMS);
+
+  add(rows: number, attended: number, milliseconds: number): void {
+    // Divided by the time, so that the errors are relative.
+    const terms = [1 / milliseconds, rows / milliseconds, attended / milliseconds];
+    for (let i = 0; i < TERMS; i++) {
+      this.right[i] = this.right[i]! * MEMORY + terms[i]!;
+      for (let j = 0; j < TERMS; j++) {
+        this.matrix[i * TERMS + j] = this.matrix[i * TERMS + j]! * MEMORY + terms[i]! * terms[j]!;
+      }
+    }
+  }
+
+  /** As if every step had taken `factor` times as long. */
+  scale(factor: number): void {
+    for (let i = 0; i < this.right.length; i++) this.right[i] = this.right[i]! / factor;
+    for (let i = 0; i < this.matrix.length; i++) this.matrix[i] = this.matrix[i]! / factor ** 2;
+  }
 }
 
 /**
@@ -42,8 +64,8 @@ class Size {
  * - Forgetting is by size (powers of two of the rows): an hour of decode steps does not wash out what a prompt's chunk
  *   costs.
  * - Coefficients are never negative: the best of the seven subsets of terms whose solution is not.
- * - A step that took far longer than predicted counts only in part (Huber), since other work on the machine can only make
- *   steps slower; the usual error grows with each, so a lasting change is followed.
+ * - A step that took far longer than predicted counts only in part (Huber): other work on the machine gets in between.
+ *   Several of them in a row are a machine that has changed, and everything learned before is scaled to it.
  */
 export class CostModel {
   readonly #sizes: (Size | undefined)[] = new Array<Size | undefined>(SIZES).fill(undefined);
@@ -52,6 +74,9 @@ export class CostModel {
   #mostRows = FIRST_ROWS;
   /** Mean of the relative error. */
   #error = 0.25;
+  /** Outliers in a row on one side, and of their times by the predictions the one nearest to 1. */
+  #outliers = 0;
+  #ratio = 1;
 
   /** The fit so far; null before the first measurement. */
   get cost(): StepCost | null {
@@ -60,23 +85,11 @@ export class CostModel {
 
   /** A step of `rows` rows that attended to `attended` tokens took this long. */
   observe(rows: number, attended: number, milliseconds: number): void {
-    let measured = Math.max(milliseconds, LEAST_MILLISECONDS);
-    const cost = this.#cost;
-    if (cost && this.#measured >= WARM_UP) {
-      const expected = Math.max(stepMilliseconds(cost, rows, attended), LEAST_MILLISECONDS);
-      measured = Math.min(measured, expected * (1 + 3 * this.#error));
-      this.#error = Math.max(0.02, this.#error + 0.1 * (Math.abs(measured / expected - 1) - this.#error));
-    }
+    const measured = this.#judge(rows, attended, Math.max(milliseconds, LEAST_MILLISECONDS));
     const index = Math.min(31 - Math.clz32(rows), SIZES - 1);
     const size = this.#sizes[index] ?? new Size();
     this.#sizes[index] = size;
-    const terms = [1 / measured, rows / measured, attended / measured];
-    for (let i = 0; i < TERMS; i++) {
-      size.right[i] = size.right[i]! * MEMORY + terms[i]!;
-      for (let j = 0; j < TERMS; j++) {
-        size.matrix[i * TERMS + j] = size.matrix[i * TERMS + j]! * MEMORY + terms[i]! * terms[j]!;
-      }
-    }
+    size.add(rows, attended, measured);
     this.#measured++;
     this.#mostRows = Math.max(this.#mostRows, rows);
     this.#cost = fit(this.#sizes);
@@ -99,8 +112,33 @@ export class CostModel {
     const root = Math.sqrt(linear * linear + 2 * cost.perContextToken * left);
     return Math.min(limit, Math.floor((2 * left) / (linear + root)));
   }
+
+  /** The time that counts for a step that took `milliseconds`. */
+  #judge(rows: number, attended: number, milliseconds: number): number {
+    const cost = this.#cost;
+    if (!cost || this.#measured < WARM_UP) return milliseconds;
+    let expected = Math.max(stepMilliseconds(cost, rows, attended), LEAST_MILLISECONDS);
+    const limit = 1 + Math.max(USUAL, 3 * this.#error);
+    const ratio = milliseconds / expected;
+    if (ratio <= limit && ratio >= 1 / limit) {
+      this.#outliers = 0;
+    } else {
+      const goesOn = this.#outliers > 0 && ratio > 1 === this.#ratio > 1;
+      this.#ratio = !goesOn || Math.abs(Math.log(ratio)) < Math.abs(Math.log(this.#ratio)) ? ratio : this.#ratio;
+      this.#outliers = goesOn ? this.#outliers + 1 : 1;
+      if (this.#outliers === CHANGE) {
+        for (const size of this.#sizes) size?.scale(this.#ratio);
+        expected *= this.#ratio;
+        this.#outliers = 0;
+      }
+    }
+    const counted = Math.min(milliseconds, expected * limit);
+    this.#error = Math.max(LEAST_ERROR, this.#error + 0.1 * (Math.abs(counted / expected - 1) - this.#error));
+    return counted;
+  }
 }
 
+/** Least squares over all sizes. */
 function fit(sizes: readonly (Size | undefined)[]): StepCost {
   const matrix = new Float64Array(TERMS * TERMS);
   const right = new Float64Array(TERMS);

@@ -1,66 +1,6 @@
 import { describe, expect, it } from "vitest";
-import type { BlockBudget } from "./block-budget.js";
-import { Scheduler } from "./scheduler.js";
-import type { SchedulerOptions } from "./scheduler-options.js";
 import type { StepPlan } from "./step-plan.js";
-
-interface Request {
-  name: string;
-  promptTokens: number;
-}
-
-const error = (code: string, value?: unknown) => expect.objectContaining({ name: "SchedulerError", code, value });
-
-/** Blocks of `blockSize` tokens, counted per request. */
-class Blocks implements BlockBudget<Request> {
-  readonly held = new Map<Request, number>();
-
-  constructor(
-    public free: number,
-    readonly blockSize: number,
-  ) {}
-
-  reserve(request: Request, tokens: number): boolean {
-    const held = this.held.get(request) ?? 0;
-    const missing = Math.max(0, Math.ceil(tokens / this.blockSize) - held);
-    if (missing > this.free) return false;
-    this.free -= missing;
-    this.held.set(request, held + missing);
-    return true;
-  }
-
-  release(request: Request): void {
-    this.free += this.held.get(request) ?? 0;
-    this.held.delete(request);
-  }
-}
-
-const plenty = () => new Blocks(10_000, 16);
-
-function make(options: Partial<SchedulerOptions> = {}, blocks = plenty()) {
-  const scheduler = new Scheduler<Request>(
-    { maxTokensPerStep: 64, maxSequencesPerStep: 8, chunkSize: 64, maxTokensPerRequest: 1000, ...options },
-    blocks,
-  );
-  const add = (name: string, promptTokens: number): Request => {
-    const request = { name, promptTokens };
-    scheduler.add(request);
-    return request;
-  };
-  /** One step as an engine runs it: every request that reached its end gets a token. */
-  const step = (): StepPlan<Request> => {
-    const plan = scheduler.schedule();
-    scheduler.checkIntegrity();
-    scheduler.complete(plan);
-    for (const { request, sample } of plan.chunks) if (sample) scheduler.append(request, 1);
-    scheduler.checkIntegrity();
-    return plan;
-  };
-  return { scheduler, blocks, add, step };
-}
-
-const rows = (plan: StepPlan<Request>) => plan.chunks.map(({ request, start, end }) => [request.name, start, end]);
-const names = (requests: readonly Request[]) => requests.map(({ name }) => name);
+import { error, make, names, rows, TestBlocks, type TestRequest } from "./test-scheduling.js";
 
 describe("one request", () => {
   it("runs its prompt in chunks, then a row per token", () => {
@@ -128,7 +68,7 @@ describe("many requests", () => {
   it("shares 1024 rows with a cap of 400 among three prompts of 800 (vLLM: concurrent partial prefills)", () => {
     const { add, step } = make({ maxTokensPerStep: 1024, chunkSize: 400 });
     for (const name of ["a", "b", "c"]) add(name, 800);
-    const lengths = (plan: StepPlan<Request>) => plan.chunks.map(({ start, end }) => end - start);
+    const lengths = (plan: StepPlan<TestRequest>) => plan.chunks.map(({ start, end }) => end - start);
     expect(lengths(step())).toEqual([400, 400, 224]);
     expect(lengths(step())).toEqual([400, 400, 224]);
     expect(lengths(step())).toEqual([1, 1, 352]);
@@ -184,7 +124,7 @@ describe("many requests", () => {
   });
 
   it("admits by arrival: a short request does not pass a long one that waits for blocks", () => {
-    const { scheduler, add, step } = make({ chunkSize: 32 }, new Blocks(3, 16));
+    const { scheduler, add, step } = make({ chunkSize: 32 }, new TestBlocks(3, 16));
     const a = add("a", 32);
     step();
     add("long", 32);
@@ -200,7 +140,7 @@ describe("many requests", () => {
 
 describe("preemption", () => {
   it("takes the blocks of the last come, computes it anew, and admits nobody in that step", () => {
-    const { scheduler, blocks, add, step } = make({}, new Blocks(4, 4));
+    const { scheduler, blocks, add, step } = make({}, new TestBlocks(4, 4));
     const [a, b] = [add("a", 4), add("b", 7)];
     step();
     const c = add("c", 1);
@@ -234,7 +174,7 @@ describe("preemption", () => {
   });
 
   it("preempts several until the earlier one fits", () => {
-    const { add, step, blocks } = make({}, new Blocks(4, 1));
+    const { add, step, blocks } = make({}, new TestBlocks(4, 1));
     for (const name of ["a", "b", "c", "d"]) add(name, 1);
     step();
     const plan = step();
@@ -249,7 +189,10 @@ describe("preemption", () => {
   });
 
   it("takes a decode row back when an earlier prompt needs the blocks", () => {
-    const { add, step, blocks } = make({ maxTokensPerStep: 8, chunkSize: 4, maxSequencesPerStep: 4 }, new Blocks(3, 4));
+    const { add, step, blocks } = make(
+      { maxTokensPerStep: 8, chunkSize: 4, maxSequencesPerStep: 4 },
+      new TestBlocks(3, 4),
+    );
     add("a", 12);
     add("b", 2);
     expect(rows(step())).toEqual([
@@ -265,7 +208,7 @@ describe("preemption", () => {
   });
 
   it("counts the rows that are left after a decode row was taken back", () => {
-    const { scheduler, add, step, blocks } = make({ maxTokensPerStep: 8, chunkSize: 4 }, new Blocks(13, 1));
+    const { scheduler, add, step, blocks } = make({ maxTokensPerStep: 8, chunkSize: 4 }, new TestBlocks(13, 1));
     add("a", 1);
     const [b, c] = [add("b", 2), add("c", 1)];
     add("d", 4);
@@ -286,7 +229,7 @@ describe("preemption", () => {
   });
 
   it("resumes the earliest first, with all tokens it had", () => {
-    const { scheduler, add, step } = make({}, new Blocks(6, 1));
+    const { scheduler, add, step } = make({}, new TestBlocks(6, 1));
     const a = add("a", 2);
     add("b", 2);
     add("c", 2);
@@ -314,6 +257,46 @@ describe("the end of a request", () => {
     scheduler.checkIntegrity();
   });
 
+  it("ends one at its stop while the others go on (vLLM: stop conditions)", () => {
+    const { scheduler, blocks, add, step } = make({}, new TestBlocks(8, 16));
+    const [a, b] = [add("a", 20), add("b", 40)];
+    const plan = scheduler.schedule();
+    scheduler.complete(plan);
+    // a's token ends its text, b's does not.
+    scheduler.finish(a);
+    scheduler.append(b, 1);
+    expect([blocks.free, scheduler.runningCount, blocks.held.has(a)]).toEqual([5, 1, false]);
+    expect(rows(step())).toEqual([["b", 40, 41]]);
+    // Several tokens at once, of which the last ends it: it is over, and its room is free in the next step.
+    scheduler.append(b, 3);
+    add("c", 124);
+    expect(rows(step())).toEqual([
+      ["b", 41, 45],
+      ["c", 0, 60],
+    ]);
+    scheduler.finish(b);
+    expect([rows(step()), blocks.free]).toEqual([[["c", 60, 124]], 0]);
+  });
+
+  it("leaves nothing behind of a thousand requests (vLLM: memory leak)", () => {
+    const { scheduler, blocks, add, step } = make({}, new TestBlocks(40, 4));
+    const left = new Map<TestRequest, number>();
+    for (let i = 0; i < 1000; i++) left.set(add(`${i}`, 1 + (i % 40), { client: `${i % 7}` }), 1 + (i % 13));
+    for (let steps = 0; left.size > 0; steps++) {
+      if (steps > 20_000) expect.fail("the requests do not end");
+      for (const { request, sample } of step().chunks) {
+        if (!sample) continue;
+        const tokens = left.get(request)! - 1;
+        left.set(request, tokens);
+        if (tokens > 0) continue;
+        scheduler.finish(request);
+        left.delete(request);
+      }
+    }
+    expect([scheduler.runningCount, scheduler.waitingCount, blocks.free, blocks.held.size]).toEqual([0, 0, 40, 0]);
+    scheduler.checkIntegrity();
+  });
+
   it("is harmless to abort twice, an error to finish twice", () => {
     const { scheduler, add } = make();
     const a = add("a", 3);
@@ -330,6 +313,69 @@ describe("the end of a request", () => {
   });
 });
 
+describe("steps under way at once", () => {
+  it("plans what does not wait for a result (vLLM: concurrent batches)", () => {
+    const { scheduler, add } = make({ maxTokensPerStep: 1024, maxSequencesPerStep: 2, chunkSize: 1024 });
+    const a = add("a", 512);
+    const first = scheduler.schedule();
+    scheduler.complete(first);
+    const b = add("b", 512);
+    const second = scheduler.schedule();
+    scheduler.complete(second);
+    expect([rows(first), rows(second)]).toEqual([[["a", 0, 512]], [["b", 0, 512]]]);
+    expect(scheduler.schedule().tokens).toBe(0);
+    scheduler.append(a, 1);
+    expect(rows(scheduler.schedule())).toEqual([["a", 512, 513]]);
+    scheduler.append(b, 1);
+    expect(rows(scheduler.schedule())).toEqual([
+      ["a", 512, 513],
+      ["b", 512, 513],
+    ]);
+  });
+
+  it("may preempt a request whose step is running, which keeps its token (vLLM: preempt during execution)", () => {
+    const { scheduler, add } = make({ maxTokensPerStep: 100, chunkSize: 100 }, new TestBlocks(10, 16));
+    const a = add("a", 80);
+    scheduler.complete(scheduler.schedule());
+    const b = add("b", 80);
+    const second = scheduler.schedule();
+    scheduler.append(a, 1);
+    // Both hold five blocks, and there are ten.
+    const third = scheduler.schedule();
+    expect([rows(third), names(third.preempted), scheduler.runningCount]).toEqual([[["a", 80, 81]], ["b"], 1]);
+    scheduler.complete(second);
+    scheduler.append(b, 1);
+    expect(scheduler.progress(b)).toMatchObject({
+      state: "waiting",
+      totalTokens: 81,
+      computedTokens: 0,
+      preemptions: 1,
+    });
+    scheduler.complete(third);
+    scheduler.finish(a);
+    expect(rows(scheduler.schedule())).toEqual([["b", 0, 81]]);
+    // Admitted anew, it is still none of the second plan's.
+    scheduler.complete(second);
+    expect(scheduler.progress(b).computedTokens).toBe(0);
+    scheduler.checkIntegrity();
+  });
+
+  it("passes over a request that was aborted and added again meanwhile", () => {
+    const { scheduler, add } = make();
+    const a = add("a", 10);
+    const plan = scheduler.schedule();
+    scheduler.abort(a);
+    scheduler.add(a);
+    scheduler.complete(plan);
+    expect(scheduler.progress(a)).toMatchObject({ state: "waiting", computedTokens: 0 });
+    const next = scheduler.schedule();
+    scheduler.complete(plan);
+    expect(scheduler.progress(a)).toMatchObject({ state: "running", computedTokens: 0 });
+    scheduler.complete(next);
+    expect(scheduler.progress(a).computedTokens).toBe(10);
+  });
+});
+
 describe("errors", () => {
   it("refuses what can never fit, at once", () => {
     const { scheduler, add } = make({ maxTokensPerRequest: 10 });
@@ -343,11 +389,17 @@ describe("errors", () => {
     const { scheduler, add } = make();
     expect(() => add("a", 0)).toThrow(error("INVALID_ARGUMENT", 0));
     expect(() => add("a", 1.5)).toThrow(error("INVALID_ARGUMENT", 1.5));
+    expect(() => add("a", 1, { priority: 1001 })).toThrow(error("INVALID_ARGUMENT", 1001));
+    expect(() => add("a", 1, { priority: 0.5 })).toThrow(error("INVALID_ARGUMENT", 0.5));
+    expect([scheduler.waitingCount, scheduler.runningCount]).toEqual([0, 0]);
     const b = add("b", 3);
     expect(() => scheduler.add(b)).toThrow(error("DUPLICATE_REQUEST", b));
     expect(() => scheduler.append(b, 0)).toThrow(error("INVALID_ARGUMENT", 0));
     expect(() => scheduler.advance(b, 1)).toThrow(error("INVALID_ARGUMENT", 1));
-    scheduler.schedule();
+    const plan = scheduler.schedule();
+    expect(() => scheduler.complete(plan, -1)).toThrow(error("INVALID_ARGUMENT", -1));
+    expect(() => scheduler.observe(plan, Infinity)).toThrow(error("INVALID_ARGUMENT", Infinity));
+    expect([scheduler.progress(b).computedTokens, scheduler.stepCost]).toEqual([0, null]);
     expect(() => scheduler.advance(b, 4)).toThrow(error("INVALID_ARGUMENT", 4));
     scheduler.checkIntegrity();
   });
@@ -358,6 +410,13 @@ describe("errors", () => {
     [{ chunkSize: 0 }, 0],
     [{ maxTokensPerRequest: Number.NaN }, Number.NaN],
     [{ maxTokensPerStep: 4, maxSequencesPerStep: 5 }, 5],
+    [{ policy: "fifo" as "interleaved" }, "fifo"],
+    [{ targetMilliseconds: 0 }, 0],
+    [{ targetMilliseconds: Number.NaN }, Number.NaN],
+    [{ targetMilliseconds: 30, policy: "prefill-first" as const }, 30],
+    [{ watermark: 1 }, 1],
+    [{ watermark: -0.1 }, -0.1],
+    [{ agingTokens: 0 }, 0],
   ])("refuses the limits %j", (options, value) => {
     expect(() => make(options)).toThrow(error("INVALID_ARGUMENT", value));
   });
@@ -372,7 +431,7 @@ describe("errors", () => {
   });
 
   it("says so when a request that is alone gets no blocks, and goes on without it", () => {
-    const { scheduler, blocks, add, step } = make({}, new Blocks(2, 4));
+    const { scheduler, blocks, add, step } = make({}, new TestBlocks(2, 4));
     const a = add("a", 8);
     step();
     const b = add("b", 9);

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { Policy } from "./scheduler-options.js";
 import { type SimulationOptions, simulate, type TraceRequest } from "./simulate.js";
-import { random } from "./testing/random.js";
+import { random } from "./test-random.js";
 
 const error = (code: string, value?: unknown) => expect.objectContaining({ name: "SchedulerError", code, value });
 
