@@ -182,3 +182,19 @@ describe("niwaki inspect", () => {
     expect(found).toMatchObject({ runs: true, problems: [] });
   });
 });
+
+describe("niwaki trace", () => {
+  it("writes a timeline of answers that ran together", async () => {
+    const out = join(folder, "timeline.json");
+    const { code, err } = await niwaki(["trace", "-o", out, "--no-think", "-p", BEAR, "What is 3 + 4?"]);
+    expect(code).toBe(0);
+    expect(err).toMatch(/^\d+ steps, 2 answers, \d+ tokens; [\d.]+ ms a step outside the kernels; written to /);
+    const { traceEvents } = JSON.parse(readFileSync(out, "utf8")) as {
+      traceEvents: { name: string; tid: number; ts: number }[];
+    };
+    const decodes = (tid: number) => traceEvents.filter((event) => event.tid === tid && event.name === "decode");
+    // Both answers stand in the same steps.
+    expect(decodes(1).length).toBeGreaterThan(3);
+    expect(decodes(2).map(({ ts }) => ts)).toContain(decodes(1)[0]!.ts);
+  });
+});

@@ -5,6 +5,7 @@ import { inspectCommand } from "./commands/inspect.js";
 import { logitsCommand } from "./commands/logits.js";
 import { runCommand } from "./commands/run.js";
 import { tokenizeCommand } from "./commands/tokenize.js";
+import { traceCommand } from "./commands/trace.js";
 import { report } from "./report.js";
 
 /** Runs the `niwaki` command with these arguments, as its program does. Errors go to standard error and the exit code. */
@@ -22,6 +23,7 @@ export async function runCli(args: readonly string[]): Promise<void> {
     .addCommand(inspectCommand())
     .addCommand(tokenizeCommand())
     .addCommand(logitsCommand())
+    .addCommand(traceCommand())
     .parseAsync(args, { from: "user" })
     .catch(report);
 }

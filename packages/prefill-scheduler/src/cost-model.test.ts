@@ -75,6 +75,8 @@ describe("CostModel", () => {
       });
     };
     learn(1, 200);
+    // Four steps are no accident.
+    for (const error of learn(3, 5)) expect(error).toBeLessThan(0.1);
     for (const error of learn(3, 300)) expect(error).toBeLessThan(0.1);
     for (const error of learn(0.5, 300)) expect(error).toBeLessThan(0.1);
   });

@@ -99,8 +99,10 @@ export class Scheduler<R extends Schedulable> {
     const draft = new StepDraft<R>(++this.#plans, this.#options.maxTokensPerStep);
     if (this.#options.policy === "prefill-first") {
       this.#planPrompts(draft);
-      if (this.#admittedSinceDecode < this.#options.maxSequencesPerStep) this.#admit(draft);
+      const mayAdmit = this.#admittedSinceDecode < this.#options.maxSequencesPerStep;
+      if (mayAdmit) this.#admit(draft);
       if (draft.tokens === 0) this.#planDecodes(draft);
+      if (draft.tokens === 0 && !mayAdmit) this.#admit(draft);
     } else {
       this.#planDecodes(draft);
       if (this.#options.policy === "interleaved" || draft.tokens === 0) {

@@ -97,13 +97,7 @@ export class Engine {
         release: (entry) => entry.sequence.truncate(0),
         // Logits are wanted of every row, so every row is computed.
         match: (entry) => (entry.request.onLogits === undefined ? entry.sequence.match(entry.tokens) : 0),
-        supply: {
-          blockSize,
-          blockCount,
-          get freeBlocks() {
-            return kv.freeBlocks;
-          },
-        },
+        supply: kv,
       },
     );
   }
