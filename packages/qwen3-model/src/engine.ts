@@ -1,5 +1,5 @@
 import type { Plan, Step, StepResult } from "@niwaki/kernels-native";
-import { PagedKv, type Sequence } from "@niwaki/paged-kv";
+import { type KvStorage, PagedKv, type Sequence } from "@niwaki/paged-kv";
 import { type Policy, Scheduler, type StepPlan } from "@niwaki/prefill-scheduler";
 import { EngineStatistics, type Statistics, type StepRecord } from "./engine-statistics.js";
 import { type CheckedSampling, sampleSpec } from "./options.js";
@@ -11,7 +11,7 @@ export type Sample = StepResult["samples"][number];
 /** One request as the engine sees it: tokens in, tokens out. The callbacks run between steps. */
 export interface EngineRequest {
   readonly promptIds: readonly number[];
-  /** How to choose tokens; absent for a request that only wants the logits of its prompt. */
+  /** How to choose tokens; absent for a request that only wants its prompt computed. */
   readonly sampling?: CheckedSampling;
   /** Lower comes first. */
   readonly priority?: number | undefined;
@@ -49,6 +49,8 @@ export interface EngineOptions {
   readonly chunkSize: number;
   readonly maxRows: number;
   readonly maxSequences: number;
+  /** The pages behind the block ids. */
+  readonly storage: KvStorage;
   readonly policy: Policy;
   /** Milliseconds that a step with decode rows may take. */
   readonly targetMilliseconds: number | undefined;
@@ -70,6 +72,8 @@ export class Engine {
   readonly #statistics: EngineStatistics;
   #lastId = 0;
   #running: { entries: readonly Entry[]; abort: AbortController } | undefined;
+  /** Entries that ended while their step ran. */
+  readonly #leaving: Entry[] = [];
   #active = false;
   #loop: Promise<void> = Promise.resolve();
   /** Ends the loop's wait while all requests wait for their consumers. */
@@ -79,7 +83,7 @@ export class Engine {
     const { blockCount, blockSize, policy, targetMilliseconds } = options;
     this.#plan = plan;
     this.#vocabulary = options.vocabulary;
-    const kv = new PagedKv({ blockCount, blockSize });
+    const kv = new PagedKv({ blockCount, blockSize, storage: options.storage });
     this.#kv = kv;
     this.#prefixes = new SharedPrefixes(blockSize);
     this.#statistics = new EngineStatistics(options.onStep);
@@ -94,7 +98,9 @@ export class Engine {
       },
       {
         reserve: (entry, tokens) => entry.sequence.ensureCapacity(tokens),
-        release: (entry) => entry.sequence.truncate(0),
+        release: (entry) => {
+          if (!this.#isRunning(entry)) entry.sequence.truncate(0);
+        },
         // Logits are wanted of every row, so every row is computed.
         match: (entry) => (entry.request.onLogits === undefined ? entry.sequence.match(entry.tokens) : 0),
         supply: kv,
@@ -140,6 +146,26 @@ export class Engine {
     for (const request of requests) this.cancel(request);
     for (const request of requests) request.onEnd(reason);
     await this.#loop;
+  }
+
+  /** Computes a prompt, as far as it is not cached, and gives the bytes of its whole blocks. */
+  async *snapshot(promptIds: readonly number[], cacheSalt: string, fingerprint: string): AsyncGenerator<Uint8Array> {
+    await new Promise<void>((resolve, reject) => {
+      this.submit({ promptIds, cacheSalt, onEnd: (error) => (error === undefined ? resolve() : reject(error)) });
+    });
+    const sequence = this.#kv.create({ extraKeys: cacheSalt });
+    try {
+      // One token more than the prompt: a match leaves the last one to compute.
+      sequence.match([...promptIds, 0]);
+      yield* this.#kv.snapshot(sequence, fingerprint);
+    } finally {
+      sequence.drop();
+    }
+  }
+
+  /** Puts the blocks of a snapshot into the cache. Returns the tokens they hold, or null when there is no room. */
+  async restore(source: AsyncIterable<Uint8Array>, fingerprint: string): Promise<number | null> {
+    return (await this.#kv.restore(source, fingerprint))?.length ?? null;
   }
 
   statistics(): Statistics {
@@ -202,6 +228,7 @@ export class Engine {
       for (const entry of entries) this.#end(entry, error);
     } finally {
       this.#running = undefined;
+      for (const { sequence } of this.#leaving.splice(0)) sequence.drop();
     }
   }
 
@@ -244,6 +271,8 @@ export class Engine {
         } catch (error) {
           this.#end(entry, error);
         }
+      } else if (request.sampling === undefined) {
+        if (alive && end === entry.promptTokens) this.#end(entry);
       } else if (chunk.sample) {
         output++;
         const chosen = result.samples[sample++]!;
@@ -283,6 +312,12 @@ export class Engine {
     this.#entries.delete(entry.request);
     this.#prefixes.forget(entry);
     this.#scheduler.abort(entry);
-    entry.sequence.drop();
+    // The blocks of a step that runs are written until it ends: nobody else may have them before.
+    if (this.#isRunning(entry)) this.#leaving.push(entry);
+    else entry.sequence.drop();
+  }
+
+  #isRunning(entry: Entry): boolean {
+    return this.#running?.entries.includes(entry) ?? false;
   }
 }

@@ -1,3 +1,6 @@
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { rename, rm, writeFile } from "node:fs/promises";
 import { GgufFile } from "@niwaki/gguf";
 import { Device, type KvCache, type KvType, MappedFile, type Matrix, type Plan } from "@niwaki/kernels-native";
 import type { Policy } from "@niwaki/prefill-scheduler";
@@ -60,6 +63,7 @@ export class Qwen3Model {
   readonly #engine: Engine;
   readonly #owned: { device: Device; plan: Plan; kv: KvCache; matrices: Matrix[] };
   readonly #stopIds: ReadonlySet<number>;
+  readonly #file: GgufFile;
   #disposed: Promise<void> | undefined;
 
   private constructor(
@@ -68,7 +72,9 @@ export class Qwen3Model {
     owned: { device: Device; plan: Plan; kv: KvCache; matrices: Matrix[] },
     engine: Engine,
     contextLength: number,
+    file: GgufFile,
   ) {
+    this.#file = file;
     this.config = config;
     this.tokenizer = tokenizer;
     this.contextLength = contextLength;
@@ -118,11 +124,18 @@ export class Qwen3Model {
         chunkSize,
         maxRows,
         maxSequences,
+        storage: {
+          blockCount,
+          blockBytes: kv.blockByteLength,
+          copyBlock: (from, to) => kv.copyBlock(from, to),
+          readBlock: (block) => kv.readBlock(block),
+          writeBlock: (block, bytes) => kv.writeBlock(block, bytes),
+        },
         policy: options.policy ?? "interleaved",
         targetMilliseconds: options.targetMilliseconds,
         onStep: options.onStep,
       });
-      return new Qwen3Model(config, tokenizer, { device, plan, kv, matrices }, engine, contextLength);
+      return new Qwen3Model(config, tokenizer, { device, plan, kv, matrices }, engine, contextLength, file);
     } catch (error) {
       await device.dispose();
       throw error;
@@ -199,6 +212,42 @@ export class Qwen3Model {
     });
   }
 
+  /**
+   * Computes a prompt and writes its keys and values to a file, in whole blocks of 16 tokens, so that a later process can
+   * begin with them (`restorePrefix`).
+   * @returns the tokens written.
+   * @throws ModelError `context-exceeded`, `empty-prompt`, `invalid-token`, `disposed`.
+   */
+  async savePrefix(
+    prompt: Prompt,
+    path: string,
+    options: Pick<GenerateOptions, "thinking" | "tools" | "trustContents" | "cacheSalt"> = {},
+  ): Promise<number> {
+    this.#checkUsable();
+    const promptIds = this.promptIds(prompt, options);
+    this.#checkLength(promptIds.length, this.contextLength);
+    const snapshot = this.#engine.snapshot(promptIds, options.cacheSalt ?? "", await this.#fingerprint());
+    const unfinished = `${path}.${process.pid}.part`;
+    try {
+      await writeFile(unfinished, snapshot);
+      await rename(unfinished, path);
+    } catch (error) {
+      await rm(unfinished, { force: true });
+      throw error;
+    }
+    return promptIds.length - (promptIds.length % BLOCK_SIZE);
+  }
+
+  /**
+   * Puts what `savePrefix` wrote into the cache: prompts that begin with it find it there.
+   * @returns the tokens read, or null when the cache has no room for them now.
+   * @throws PagedKvError for a file that is damaged, or of another model or type of KV cache.
+   */
+  async restorePrefix(path: string): Promise<number | null> {
+    this.#checkUsable();
+    return await this.#engine.restore(createReadStream(path), await this.#fingerprint());
+  }
+
   /** What the engine has done so far, and how it and its cache stand. */
   statistics(): Statistics {
     return this.#engine.statistics();
@@ -232,6 +281,15 @@ export class Qwen3Model {
       ...(tools === undefined ? {} : { tools }),
       ...(trustContents === undefined ? {} : { trustContents }),
     });
+  }
+
+  /** Names the model and the form of its KV cache: keys and values of another mean nothing here. */
+  async #fingerprint(): Promise<string> {
+    const hash = createHash("sha256").update(JSON.stringify([this.config, this.#owned.kv.shape.type]));
+    for (const { name, dims } of this.#file.tensors.values()) {
+      if (dims.length === 1) hash.update(name).update(await this.#file.readTensor(name));
+    }
+    return hash.digest("hex");
   }
 
   #checkLength(tokens: number, most: number): void {
