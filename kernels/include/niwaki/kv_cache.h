@@ -37,8 +37,8 @@ class KvCache {
   /// From a page to the same page of the next block.
   size_t block_bytes() const;
 
-  // A block of all layers, [layer][kv head][keys, values]. Not while a step runs. Throw kInvalidArgument for a block out of
-  // range.
+  // A block of all layers, [layer][kv head][keys, values]. Not while a step runs. Throw kInvalidArgument for
+  // a block out of range.
   size_t all_layers_bytes() const;
   void copy_block(int32_t from, int32_t to);
   void read_block(int32_t block, std::byte* out) const;

@@ -18,10 +18,11 @@ Napi::Value load_matrix(const Napi::CallbackInfo& info);  // (device, columns, s
 Napi::Value load_vector(const Napi::CallbackInfo& info);  // (source, columns) => handle
 
 // kv_cache.cpp
-Napi::Value create_kv_cache(const Napi::CallbackInfo& info);  // (shape) => { handle, byteLength, blockByteLength }
-Napi::Value copy_kv_block(const Napi::CallbackInfo& info);    // (cache, from, to) => void
-Napi::Value read_kv_block(const Napi::CallbackInfo& info);    // (cache, block) => Uint8Array
-Napi::Value write_kv_block(const Napi::CallbackInfo& info);   // (cache, block, bytes) => void
+Napi::Value create_kv_cache(
+    const Napi::CallbackInfo& info);  // (shape) => { handle, byteLength, blockByteLength }
+Napi::Value copy_kv_block(const Napi::CallbackInfo& info);   // (cache, from, to) => void
+Napi::Value read_kv_block(const Napi::CallbackInfo& info);   // (cache, block) => Uint8Array
+Napi::Value write_kv_block(const Napi::CallbackInfo& info);  // (cache, block, bytes) => void
 
 // plan.cpp
 Napi::Value compile_plan(const Napi::CallbackInfo& info);  // (device, spec) => { handle, byteLength }

@@ -24,7 +24,8 @@ Napi::Value create_kv_cache(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value copy_kv_block(const Napi::CallbackInfo& info) {
-  unwrap<KvCache>(info[0])->copy_block(info[1].As<Napi::Number>().Int32Value(), info[2].As<Napi::Number>().Int32Value());
+  unwrap<KvCache>(info[0])->copy_block(info[1].As<Napi::Number>().Int32Value(),
+                                       info[2].As<Napi::Number>().Int32Value());
   return info.Env().Undefined();
 }
 
