@@ -53,5 +53,6 @@ struct AttentionKernels {
 
 extern const AttentionKernels kPortableAttentionKernels;
 extern const AttentionKernels kAvx2AttentionKernels;
+extern const AttentionKernels kAvx512AttentionKernels;
 
 }  // namespace niwaki

@@ -19,10 +19,8 @@ constexpr int64_t kRunGroups = 4;
 /// cache sets.
 constexpr int64_t kSumStride = kRunRows + 16;
 
-/// A thread's own scratch, in floats: results, those of the up half, and the kernels' workspace.
-constexpr size_t kSumFloats = size_t{kTileRows} * kSumStride;
-constexpr size_t kWorkspaceFloats = size_t{2} * kTileRows * kRunRows;
-constexpr size_t kWorkerFloats = 2 * kSumFloats + kWorkspaceFloats;
+/// Floats of the kernels' workspace.
+constexpr size_t kWorkspaceFloats = size_t{2} * kLaneRows * kRunRows;
 
 bool all_finite(const float* x, int64_t count) {
   uint32_t bad = 0;
@@ -36,13 +34,13 @@ bool all_finite(const float* x, int64_t count) {
 
 }  // namespace
 
-/// Up to kTileRows rows of the step, made ready for the kernels.
+/// Some rows of the step, at most LinearKernels::tile_rows, made ready for the kernels.
 struct Linear::Tile {
   SignTile sign;
   const float* x;  // rows for the float kernels: zero padded to a multiple of 16 columns
   int64_t x_stride;
   float* padded;   // where they are padded, if they must be
-  float* workers;  // kWorkerFloats for each thread
+  float* workers;  // worker_floats() for each thread
 };
 
 Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate,
@@ -66,7 +64,8 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
       needs_padding_ = matrix.columns() % 16 != 0;
     }
   }
-  const auto tile_rows = static_cast<size_t>(std::clamp<int64_t>(max_rows, 1, kTileRows));
+  tile_rows_ = static_cast<int>(std::clamp<int64_t>(max_rows, 1, kernels_.tile_rows));
+  const auto tile_rows = static_cast<size_t>(tile_rows_);
   const auto groups = static_cast<size_t>(groups_);
   size_t bytes = 0;
   const auto reserve = [&bytes](size_t size) {
@@ -78,11 +77,11 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
   const size_t table_rows = std::min(tile_rows, static_cast<size_t>(kernels_.table_rows));
   for (int bits = 1; bits <= 2; ++bits) {
     if (!needs_tables_[bits]) continue;
-    tables_[bits] = reserve(table_rows * groups * table_bytes(bits));
+    tables_[bits] = reserve(table_rows * groups * static_cast<size_t>(bits) * kernels_.table_bytes);
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
   if (needs_quanta_ && by_lanes(static_cast<int>(tile_rows))) {
-    lanes_ = reserve(groups * kGroupColumns * kTileRows * sizeof(int16_t));
+    lanes_ = reserve(groups * kGroupColumns * kLaneRows * sizeof(int16_t));
   }
   if (needs_padding_)
     padded_ = reserve(tile_rows * static_cast<size_t>(padded_columns(matrix.columns())) * sizeof(float));
@@ -93,16 +92,30 @@ int64_t Linear::out_columns() const {
   return activation_ == Activation::kSwiglu ? matrix_.rows() / 2 : matrix_.rows();
 }
 
+/// A thread's own scratch: results, those of the up half, and the kernels' workspace.
+size_t Linear::worker_floats() const {
+  return 2 * sum_floats() + kWorkspaceFloats;
+}
+
+size_t Linear::sum_floats() const {
+  return static_cast<size_t>(tile_rows_) * kSumStride;
+}
+
 size_t Linear::scratch_bytes(int threads) const {
-  return workers_ + static_cast<size_t>(threads) * kWorkerFloats * sizeof(float);
+  return workers_ + static_cast<size_t>(threads) * worker_floats() * sizeof(float);
 }
 
 int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
                     int64_t y_stride, std::byte* scratch) const {
   const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
-  for (int64_t first = 0; first < rows; first += kTileRows) {
+  for (int64_t first = 0, count; first < rows; first += count) {
+    // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal size.
+    // Lanes are worth most when full.
+    const int64_t left = rows - first, tiles = (left + kernels_.tile_rows - 1) / kernels_.tile_rows;
+    count = kernels_.build_lanes == nullptr ? (left + tiles - 1) / tiles
+                                            : std::min<int64_t>(left, kernels_.tile_rows);
     Tile tile{};
-    tile.sign.rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - first));
+    tile.sign.rows = static_cast<int>(count);
     tile.sign.columns = matrix_.columns();
     tile.sign.groups = groups_;
     tile.sign.scales = floats(scales_);
@@ -132,26 +145,27 @@ int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile
     if (needs_quanta_ && by_lanes(tile.sign.rows)) {
       // Lanes are written for all rows of a group at once.
       worker.each(groups_, 1, [&](int64_t begin, int64_t end) {
-        alignas(64) int16_t quanta[kTileRows * kGroupColumns] = {};
+        alignas(64) int16_t quanta[kLaneRows * kGroupColumns] = {};
         for (int64_t group = begin; group < end; ++group) {
           for (int row = 0; row < tile.sign.rows; ++row) {
             if (!prepare_row(tile, x, x_stride, row, group, quanta + row * kGroupColumns)) report(row);
           }
-          kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kTileRows);
+          kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kLaneRows);
         }
       });
     } else {
       worker.each(tile.sign.rows * groups_, kRunGroups, [&](int64_t begin, int64_t end) {
         alignas(64) int16_t quanta[kGroupColumns];
         for (int64_t i = begin; i < end; ++i) {
-          if (!prepare_row(tile, x, x_stride, i / groups_, i % groups_, quanta)) {
-            report(i / groups_);
+          const int64_t group = i / tile.sign.rows, row = i % tile.sign.rows;
+          if (!prepare_row(tile, x, x_stride, row, group, quanta)) {
+            report(row);
             continue;
           }
           for (int bits = 1; bits <= 2; ++bits) {
             if (!needs_tables_[bits]) continue;
-            kernels_.build_tables(bits, quanta,
-                                  tile.sign.tables[bits] + static_cast<size_t>(i) * table_bytes(bits),
+            const size_t table = static_cast<size_t>(i * bits) * kernels_.table_bytes;
+            kernels_.build_tables(bits, quanta, tile.sign.tables[bits] + table,
                                   tile.sign.offsets[bits] + 2 * i);
           }
         }
@@ -175,7 +189,7 @@ bool Linear::prepare_row(const Tile& tile, const float* x, int64_t x_stride, int
     for (int64_t c = count; c < padded_columns(count); ++c) padded[c] = 0.0f;
   }
   if (!needs_quanta_) return all_finite(values, count);
-  return kernels_.quantize(values, static_cast<int>(count), quanta, tile.sign.scales + row * groups_ + group);
+  return kernels_.quantize(values, static_cast<int>(count), quanta, tile.sign.scales + group * tile.sign.rows + row);
 }
 
 void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const {
@@ -191,9 +205,9 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
                                             by_lanes(tile.sign.rows) ? kRunBlocks : kTableBlocks);
 
   pool.parallel([&](Worker& worker) {
-    float* sums = tile.workers + static_cast<size_t>(worker.index()) * kWorkerFloats;
-    float* up = sums + kSumFloats;
-    float* workspace = up + kSumFloats;
+    float* sums = tile.workers + static_cast<size_t>(worker.index()) * worker_floats();
+    float* up = sums + sum_floats();
+    float* workspace = up + sum_floats();
     worker.each(blocks, grain, [&](int64_t begin, int64_t end) {
       int64_t part_begin = 0, first_row = 0;  // of the part, in the list and in y
       for (size_t p = 0; p < listed && part_begin < end; ++p) {

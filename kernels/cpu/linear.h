@@ -33,6 +33,8 @@ class Linear {
  private:
   struct Tile;
   bool by_lanes(int tile_rows) const { return tile_rows > kernels_.table_rows; }
+  size_t sum_floats() const;
+  size_t worker_floats() const;
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const;
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
@@ -46,6 +48,7 @@ class Linear {
   const Matrix& matrix_;
   Activation activation_;
   bool accumulate_;
+  int tile_rows_;           // rows of the step that are multiplied together at most
   int64_t groups_;          // of activations, the last may be short
   bool needs_tables_[3]{};  // by weight bits
   bool needs_quanta_ = false;

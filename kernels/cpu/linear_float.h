@@ -10,7 +10,7 @@ namespace {
 inline float load_half(const uint8_t* p) {
   uint16_t half;
   std::memcpy(&half, p, 2);
-#if defined(NIWAKI_SIMD_AVX2)
+#if defined(NIWAKI_SIMD_AVX2) || defined(NIWAKI_SIMD_AVX512)
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 #else
   return half_to_float(half);
@@ -19,12 +19,16 @@ inline float load_half(const uint8_t* p) {
 
 /// Sixteen low or high nibbles, less 8.
 inline F32x16 load_nibbles(const uint8_t* p, bool high) {
-#if defined(NIWAKI_SIMD_AVX2)
+#if defined(NIWAKI_SIMD_AVX2) || defined(NIWAKI_SIMD_AVX512)
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m128i codes = _mm_and_si128(high ? _mm_srli_epi16(bytes, 4) : bytes, _mm_set1_epi8(15));
   const __m128i q = _mm_sub_epi8(codes, _mm_set1_epi8(8));
+#if defined(NIWAKI_SIMD_AVX512)
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q))};
+#else
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))};
+#endif
 #else
   return F32x16::make([=](int i) { return static_cast<float>((high ? p[i] >> 4 : p[i] & 15) - 8); });
 #endif

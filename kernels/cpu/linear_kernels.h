@@ -15,8 +15,10 @@ constexpr int kMaxQuantumSum = 32767;
 
 /// Packed sign weights come in blocks of 64 rows.
 constexpr int kBlockRows = 64;
-/// Rows of a step that are multiplied together.
-constexpr int kTileRows = 16;
+/// Rows of a step that lie side by side as lanes.
+constexpr int kLaneRows = 16;
+/// No tier multiplies more rows of a step together.
+constexpr int kMaxTileRows = 32;
 
 /// How a sign type lies in memory once packed. A block is 64 rows of one scale group: `byte_columns` runs of
 /// 64 bytes, one byte a row (8 weights of Q1_0 or 4 of Q2_0, as in the file), then 64 float16 scales.
@@ -45,8 +47,8 @@ constexpr int sign_position(int row) {
   return (row & 32) + 2 * (row & 15) + (row >> 4 & 1);
 }
 
-/// Bytes of the look-up tables of one group of activations: per four weight bits, 16 sums of two bytes each.
-constexpr size_t table_bytes(int bits) {
+/// Bytes of the tables of one group of activations, of 16 sums per four weight bits, two bytes each.
+constexpr size_t nibble_table_bytes(int bits) {
   return static_cast<size_t>(kGroupColumns * bits / 4) * 32;
 }
 
@@ -57,14 +59,14 @@ constexpr int kRunRows = kRunBlocks * kBlockRows;
 /// Quantised rows of a step: as look-up tables (of the bits that the matrix needs), or, of many rows, side by
 /// side.
 struct SignTile {
-  int rows;  // 1 .. kTileRows
+  int rows;  // 1 .. LinearKernels::tile_rows
   int64_t columns;
-  int64_t groups;      // of kGroupColumns; the last may be shorter
-  float* scales;       // [rows][groups]
-  uint8_t* tables[3];  // by weight bits: [rows][groups][table_bytes(bits)]; what is in them is the tier's own
-  int32_t* offsets[3];  // by weight bits: [rows][groups][2], of each half group: what its tables' sums are
-                        // too large by
-  int16_t* lanes;       // [groups][kGroupColumns][kTileRows]; lanes beyond the last row are zero
+  int64_t groups;       // of kGroupColumns; the last may be shorter
+  float* scales;        // [groups][rows]
+  uint8_t* tables[3];   // by weight bits: [groups][rows][bits * LinearKernels::table_bytes]
+  int32_t* offsets[3];  // by weight bits: [groups][rows][2], of each half group: what its tables' sums are
+                        // too large by, in a tier that needs it
+  int16_t* lanes;       // [groups][kGroupColumns][kLaneRows]; lanes beyond the last row are zero
 };
 
 /// The matrix kernels of a tier. A row of the step is computed in the same way whatever rows stand beside it.
@@ -74,18 +76,25 @@ struct LinearKernels {
   /// NaN or infinite.
   bool (*quantize)(const float* x, int count, int16_t* quanta, float* scale);
 
+  /// Rows of a step that are multiplied together at most; if by lanes, kLaneRows.
+  int tile_rows;
+
   /// Tiles of up to this many rows are multiplied by tables, larger ones by lanes.
   int table_rows;
+
+  /// Bytes of the tables of one group of activations, for each bit of a weight; what is in them is the tier's
+  /// own.
+  size_t table_bytes;
 
   /// The tables of one group for weights of `bits` bits, and its two offsets.
   void (*build_tables)(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
-  /// The lanes of one group: quanta [kTileRows][kGroupColumns] transposed. Null if all tiles go by tables.
+  /// The lanes of one group: quanta [kLaneRows][kGroupColumns] transposed. Null if all tiles go by tables.
   void (*build_lanes)(const int16_t* quanta, int16_t* lanes);
 
   /// out[t][r] = row r of `blocks` <= kRunBlocks consecutive blocks of rows, times row t of the tile. Per
   /// scale group, ascending: out = fma(float(integer sum), row scale * activation scale, out). `workspace` is
-  /// 64-byte aligned room for two floats per kRunRows rows and kTileRows lanes.
+  /// 64-byte aligned room for two floats per kRunRows rows and kLaneRows lanes.
   void (*multiply_sign)(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                         float* out, int64_t out_stride, float* workspace);
 
@@ -101,5 +110,6 @@ struct LinearKernels {
 
 extern const LinearKernels kPortableLinearKernels;
 extern const LinearKernels kAvx2LinearKernels;
+extern const LinearKernels kAvx512LinearKernels;
 
 }  // namespace niwaki

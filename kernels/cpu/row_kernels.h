@@ -30,5 +30,6 @@ constexpr int64_t kSumRun = 1024;
 
 extern const RowKernels kPortableRowKernels;
 extern const RowKernels kAvx2RowKernels;
+extern const RowKernels kAvx512RowKernels;
 
 }  // namespace niwaki

@@ -12,12 +12,20 @@ namespace {
 
 const Tier kPortable = {"portable", kPortableLinearKernels, kPortableRowKernels, kPortableAttentionKernels};
 
-#ifdef NIWAKI_AVX2
+#ifdef NIWAKI_X86
 const Tier kAvx2 = {"avx2", kAvx2LinearKernels, kAvx2RowKernels, kAvx2AttentionKernels};
 
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
          __builtin_cpu_supports("bmi2");
+}
+
+const Tier kAvx512 = {"avx512", kAvx512LinearKernels, kAvx512RowKernels, kAvx512AttentionKernels};
+
+/// True only where the operating system saves the wider registers too: the builtins ask XGETBV.
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 #endif
 
@@ -25,7 +33,8 @@ bool has_avx2() {
 
 std::vector<const Tier*> available_tiers() {
   std::vector<const Tier*> tiers;
-#ifdef NIWAKI_AVX2
+#ifdef NIWAKI_X86
+  if (has_avx512()) tiers.push_back(&kAvx512);
   if (has_avx2()) tiers.push_back(&kAvx2);
 #endif
   tiers.push_back(&kPortable);

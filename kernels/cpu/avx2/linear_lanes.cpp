@@ -30,20 +30,20 @@ template <int kBits>
 inline void build_pass(const int16_t* lanes, int16_t* tables) {
   for (int field = 0; field < kFields; ++field) {
     const int bits = field + 1 < kFields ? kFieldBits : 64 - kFieldBits * (kFields - 1);
-    int16_t* table = tables + field * kEntries * kTileRows;
+    int16_t* table = tables + field * kEntries * kLaneRows;
     __m256i all_clear = _mm256_setzero_si256();
     for (int i = 0; i < bits / kBits; ++i)
-      all_clear = _mm256_sub_epi16(all_clear, load(lanes + i * kTileRows));
+      all_clear = _mm256_sub_epi16(all_clear, load(lanes + i * kLaneRows));
     store(table, all_clear);
     for (int bit = 0; bit < bits; ++bit) {
       // What setting the bit adds.
-      __m256i change = load(lanes + bit / kBits * kTileRows);
+      __m256i change = load(lanes + bit / kBits * kLaneRows);
       if (kBits == 1 || bit % 2 == 1) change = _mm256_add_epi16(change, change);
       for (int e = 0; e < 1 << bit; ++e) {
-        store(table + ((1 << bit) + e) * kTileRows, _mm256_add_epi16(load(table + e * kTileRows), change));
+        store(table + ((1 << bit) + e) * kLaneRows, _mm256_add_epi16(load(table + e * kLaneRows), change));
       }
     }
-    lanes += bits / kBits * kTileRows;
+    lanes += bits / kBits * kLaneRows;
   }
 }
 
@@ -122,16 +122,16 @@ inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t*
         const uint64_t word = words[i % 8 * 4 + i / 8];
         const int64_t row = b * kBlockRows + 32 * half + r;
         if constexpr (kBits == 1) {
-          int16_t* waiting = reinterpret_cast<int16_t*>(partial) + row * kTileRows;
+          int16_t* waiting = reinterpret_cast<int16_t*>(partial) + row * kLaneRows;
           const __m256i sum = add_fields(tables, word, kFirst ? _mm256_setzero_si256() : load(waiting));
           if (!kLast) {
             store(waiting, sum);
           } else {
             add_scaled(widen_low(sum), widen_high(sum), _mm256_broadcast_ss(row_scales + r),
-                       activation_scales, totals + row * kTileRows);
+                       activation_scales, totals + row * kLaneRows);
           }
         } else {
-          int32_t* waiting = partial + row * kTileRows;
+          int32_t* waiting = partial + row * kLaneRows;
           const __m256i sum = add_fields(tables, word, _mm256_setzero_si256());
           __m256i low = widen_low(sum), high = widen_high(sum);
           if (!kFirst) {
@@ -143,7 +143,7 @@ inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t*
             store(waiting + 8, high);
           } else {
             add_scaled(low, high, _mm256_broadcast_ss(row_scales + r), activation_scales,
-                       totals + row * kTileRows);
+                       totals + row * kLaneRows);
           }
         }
       }
@@ -156,7 +156,7 @@ inline void write_rows(const float* totals, int64_t rows, int tile_rows, float* 
   for (int64_t r = 0; r < rows; r += 8) {
     for (int t = 0; t < tile_rows; t += 8) {
       __m256 a[8], b[8];
-      for (int i = 0; i < 8; ++i) a[i] = _mm256_load_ps(totals + (r + i) * kTileRows + t);
+      for (int i = 0; i < 8; ++i) a[i] = _mm256_load_ps(totals + (r + i) * kLaneRows + t);
       for (int i = 0; i < 8; i += 2) {
         b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
         b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
@@ -183,18 +183,18 @@ void multiply_type(DataType type, const uint8_t* weights, int64_t blocks, const 
   const int64_t scale_groups = tile.columns / layout.columns;
   const int64_t block_stride = scale_groups * layout.block_bytes();
   float* totals = workspace;
-  auto* partial = reinterpret_cast<int32_t*>(workspace + kRunRows * kTileRows);
-  for (int64_t i = 0; i < blocks * kBlockRows * kTileRows; ++i) totals[i] = 0.0f;
-  alignas(64) int16_t tables[kFields * kEntries * kTileRows];
-  alignas(32) float activation_scales[kTileRows] = {};
+  auto* partial = reinterpret_cast<int32_t*>(workspace + kRunRows * kLaneRows);
+  for (int64_t i = 0; i < blocks * kBlockRows * kLaneRows; ++i) totals[i] = 0.0f;
+  alignas(64) int16_t tables[kFields * kEntries * kLaneRows];
+  alignas(32) float activation_scales[kLaneRows] = {};
   for (int64_t g = 0; g < scale_groups; ++g) {
     const int64_t column = g * layout.columns;
     for (int t = 0; t < tile.rows; ++t)
-      activation_scales[t] = tile.scales[t * tile.groups + column / kGroupColumns];
+      activation_scales[t] = tile.scales[column / kGroupColumns * tile.rows + t];
     const uint8_t* block = weights + g * layout.block_bytes();
     const uint8_t* scales = block + layout.byte_columns * kBlockRows;
     for (int pass = 0; pass < kPasses; ++pass) {
-      build_pass<kBits>(tile.lanes + (column + pass * 64 / kBits) * kTileRows, tables);
+      build_pass<kBits>(tile.lanes + (column + pass * 64 / kBits) * kLaneRows, tables);
       const uint8_t* bytes = block + pass * 8 * kBlockRows;
       if (pass == 0) {
         run_pass<kBits, true, false>(tables, bytes, scales, block_stride, blocks, activation_scales, partial,
@@ -215,7 +215,7 @@ void multiply_type(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 void build_lanes(const int16_t* quanta, int16_t* lanes) {
   for (int c = 0; c < kGroupColumns; c += 8) {
-    for (int t = 0; t < kTileRows; t += 8) {
+    for (int t = 0; t < kLaneRows; t += 8) {
       __m128i a[8], b[8];
       for (int i = 0; i < 8; ++i) {
         a[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(quanta + (t + i) * kGroupColumns + c));
@@ -233,7 +233,7 @@ void build_lanes(const int16_t* quanta, int16_t* lanes) {
         b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
       }
       for (int i = 0; i < 8; ++i)
-        _mm_store_si128(reinterpret_cast<__m128i*>(lanes + (c + i) * kTileRows + t), b[i]);
+        _mm_store_si128(reinterpret_cast<__m128i*>(lanes + (c + i) * kLaneRows + t), b[i]);
     }
   }
 }

@@ -39,9 +39,9 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
       const int64_t group = g * layout.columns / kGroupColumns;
       const int64_t first = g * layout.columns % kGroupColumns;  // column inside the group of activations
       for (int t = 0; t < tile.rows; ++t) {
-        const int64_t at = t * tile.groups + group;
+        const int64_t at = group * tile.rows + t;
         const uint8_t* tables = tile.tables[layout.bits] +
-                                static_cast<size_t>(at) * table_bytes(layout.bits) +
+                                static_cast<size_t>(at) * nibble_table_bytes(layout.bits) +
                                 first * layout.bits / 4 * 32;
         int32_t sums[kBlockRows] = {};
         for (int p = 0; p < layout.byte_columns; ++p) {
@@ -64,7 +64,8 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kPortableLinearKernels = {quantize_group, kTileRows,           build_tables, nullptr,
-                                              multiply_sign,  multiply_float_rows, swiglu_rows};
+const LinearKernels kPortableLinearKernels = {
+    quantize_group, kLaneRows,     kLaneRows,           nibble_table_bytes(1), build_tables,
+    nullptr,        multiply_sign, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

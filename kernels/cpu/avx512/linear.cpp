@@ -1,0 +1,209 @@
+// The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. Any number of
+// rows of the step goes this way, as its cost grows with them and its indices are made once for all.
+#define NIWAKI_SIMD_AVX512
+#include "cpu/linear_float.h"
+#include "cpu/quantize.h"
+
+namespace niwaki {
+namespace {
+
+// A pass is 64 weight bits of a row, eight byte columns of a block: twelve fields of five bits and one of
+// four. A field has a table of 32 sums in int16, exactly one register; as the sum over a pass of two bits a
+// weight (32 columns of at most 2 * 511), or over a group of one bit, fits int16, look-ups are simply added.
+//
+//   tables of a group:   pass 0: field 0, 32 x int16 | field 1 | ... | field 12     pass 1: ...
+constexpr int kPassColumns = 8;
+constexpr int kFields = 13;
+constexpr int kFieldBits = 5;
+constexpr int kTableBytes = 64;
+constexpr int kPassBytes = kFields * kTableBytes;
+
+/// Rows of the step that share each load of an index: their sums stay in registers.
+constexpr int kShared = 4;
+/// Rows of the step that are multiplied together.
+constexpr int kTileRows = 32;
+/// Rows whose tables of a group stay in the first-level cache from block to block.
+constexpr int kCachedRows = 16;
+
+/// Of every field: the sums of what its bits choose. One bit a weight: -1 or +1 times the activation. Two:
+/// code - 1 times it, so -q or 0 by the low bit and 0 or 2 q by the high one.
+void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* /*offsets*/) {
+  // Bit i of an entry's number.
+  constexpr __mmask32 kSet[kFieldBits] = {0xaaaaaaaa, 0xcccccccc, 0xf0f0f0f0, 0xff00ff00, 0xffff0000};
+  for (int pass = 0; pass < 2 * bits; ++pass) {
+    for (int field = 0; field < kFields; ++field) {
+      int16_t change[kFieldBits] = {};
+      int clear = 0;
+      for (int i = 0; i < kFieldBits && field * kFieldBits + i < 64; ++i) {
+        const int bit = pass * 64 + field * kFieldBits + i;
+        const int q = quanta[bit / bits];
+        const bool low = bits == 1 || bit % 2 == 0;
+        if (low) clear -= q;
+        change[i] = static_cast<int16_t>(low && bits == 2 ? q : 2 * q);
+      }
+      __m512i sums = _mm512_set1_epi16(static_cast<int16_t>(clear));
+      for (int i = 0; i < kFieldBits; ++i)
+        sums = _mm512_mask_add_epi16(sums, kSet[i], sums, _mm512_set1_epi16(change[i]));
+      _mm512_store_si512(tables, sums);
+      tables += kTableBytes;
+    }
+  }
+}
+
+/// The indices of a pass for the 64 rows of a block: of every field, those of rows 0-15 and 32-47, and those
+/// of rows 16-31 and 48-63. vpermw reads the low five bits of each; what stands above is whatever it is.
+inline void build_indices(const uint8_t* bytes, __m512i* indices) {
+  __m512i words[2][4];  // 16 bits of a row
+  for (int p = 0; p < 4; ++p) {
+    const __m512i a = _mm512_load_si512(bytes + 2 * p * kBlockRows);
+    const __m512i b = _mm512_load_si512(bytes + (2 * p + 1) * kBlockRows);
+    constexpr __mmask64 kLowBytes = 0x5555555555555555;
+    words[0][p] = _mm512_mask_blend_epi8(kLowBytes, _mm512_slli_epi16(b, 8), a);
+    words[1][p] = _mm512_mask_blend_epi8(kLowBytes, b, _mm512_srli_epi16(a, 8));
+  }
+  for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 13
+    for (int field = 0; field < kFields; ++field) {
+      const int word = field * kFieldBits / 16, shift = field * kFieldBits % 16;
+      __m512i index = _mm512_srli_epi16(words[half][word], static_cast<unsigned>(shift));
+      if (shift > 16 - kFieldBits && word < 3)
+        index = _mm512_or_si512(index,
+                                _mm512_slli_epi16(words[half][word + 1], static_cast<unsigned>(16 - shift)));
+      _mm512_store_si512(indices + 2 * field + half, index);
+    }
+  }
+}
+
+/// Adds the look-ups of one pass for kRows rows of the step.
+template <int kRows>
+inline void look_up(const __m512i* indices, const uint8_t* tables, size_t stride, __m512i (*sums)[2]) {
+#pragma GCC unroll 13
+  for (int field = 0; field < kFields; ++field) {
+    const __m512i first = _mm512_load_si512(indices + 2 * field);
+    const __m512i second = _mm512_load_si512(indices + 2 * field + 1);
+    for (int t = 0; t < kRows; ++t) {
+      const __m512i table =
+          _mm512_load_si512(tables + static_cast<size_t>(t) * stride + field * kTableBytes);
+      sums[t][0] = _mm512_add_epi16(sums[t][0], _mm512_permutexvar_epi16(first, table));
+      sums[t][1] = _mm512_add_epi16(sums[t][1], _mm512_permutexvar_epi16(second, table));
+    }
+  }
+}
+
+/// out = fma(float(sum), scale of the row * scale of the activations, out), for 16 rows.
+inline void add_scaled(__m512i sums, const float* scales, __m512 activation_scale, float* out) {
+  const __m512 scale = _mm512_mul_ps(_mm512_load_ps(scales), activation_scale);
+  _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, _mm512_loadu_ps(out)));
+}
+
+inline __m512i widen_low(__m512i v) {
+  return _mm512_cvtepi16_epi32(_mm512_castsi512_si256(v));
+}
+inline __m512i widen_high(__m512i v) {
+  return _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(v, 1));
+}
+
+/// One block times kRows rows of the step, whose tables are `stride` bytes apart and whose activations have
+/// the scales `activation_scales`.
+template <int kBits, int kPasses, int kRows>
+inline void multiply_block(const __m512i* indices, const float* scales, const uint8_t* tables, size_t stride,
+                           const float* activation_scales, float* out, int64_t out_stride) {
+  __m512i wide[kRows][4];
+  __m512i sums[kRows][2];
+  for (int pass = 0; pass < kPasses; ++pass) {
+    if (kBits == 2 || pass == 0) {
+      for (int t = 0; t < kRows; ++t) sums[t][0] = sums[t][1] = _mm512_setzero_si512();
+    }
+    look_up<kRows>(indices + pass * 2 * kFields, tables + pass * kPassBytes, stride, sums);
+    if (kBits == 2 || pass + 1 == kPasses) {
+      for (int t = 0; t < kRows; ++t) {
+        const __m512i parts[4] = {widen_low(sums[t][0]), widen_low(sums[t][1]), widen_high(sums[t][0]),
+                                  widen_high(sums[t][1])};
+        for (int i = 0; i < 4; ++i)
+          wide[t][i] = kBits == 1 || pass == 0 ? parts[i] : _mm512_add_epi32(wide[t][i], parts[i]);
+      }
+    }
+  }
+  for (int t = 0; t < kRows; ++t) {
+    for (int i = 0; i < 4; ++i) {
+      add_scaled(wide[t][i], scales + 16 * i, _mm512_set1_ps(activation_scales[t]),
+                 out + t * out_stride + 16 * i);
+    }
+  }
+}
+
+/// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
+constexpr int kAhead = 9216;
+
+/// `kPasses` passes are a scale group, of which a group of activations has `kParts`.
+template <int kBits, int kPasses, int kParts>
+void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
+                   float* out, int64_t out_stride) {
+  const int64_t scale_groups = tile.columns / layout.columns;
+  const int64_t block_stride = scale_groups * layout.block_bytes();
+  constexpr size_t kStride = size_t{2} * kBits * kPassBytes;
+  alignas(64) __m512i indices[kPasses * 2 * kFields];
+  alignas(64) float scales[kBlockRows];
+  for (int t = 0; t < tile.rows; ++t) {
+    for (int64_t i = 0; i < blocks * kBlockRows; ++i) out[t * out_stride + i] = 0.0f;
+  }
+  for (int64_t g = 0; g < scale_groups; ++g) {
+    const int64_t at = g / kParts * tile.rows;
+    const uint8_t* group_tables = tile.tables[kBits] + static_cast<size_t>(at) * kStride +
+                                  static_cast<size_t>(g % kParts * kPasses) * kPassBytes;
+    for (int begin = 0; begin < tile.rows; begin += kCachedRows) {
+      const int end = tile.rows - begin < kCachedRows ? tile.rows : begin + kCachedRows;
+      for (int64_t b = 0; b < blocks; ++b) {
+        const uint8_t* block = weights + b * block_stride + g * layout.block_bytes();
+        if (begin == 0) {
+          for (int i = 0; i < layout.block_bytes(); i += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead + i), _MM_HINT_T0);
+        }
+        for (int pass = 0; pass < kPasses; ++pass)
+          build_indices(block + pass * kPassColumns * kBlockRows, indices + pass * 2 * kFields);
+        for (int i = 0; i < kBlockRows; i += kLanes) {
+          const uint8_t* halves = block + layout.byte_columns * kBlockRows + 2 * i;
+          F32x16::load_f16(reinterpret_cast<const uint16_t*>(halves)).store(scales + i);
+        }
+        const auto multiply = [&](auto block_kernel, int t) {
+          block_kernel(indices, scales, group_tables + static_cast<size_t>(t) * kStride, kStride,
+                       tile.scales + at + t, out + t * out_stride + b * kBlockRows, out_stride);
+        };
+        int t = begin;
+        for (; t + kShared <= end; t += kShared) multiply(multiply_block<kBits, kPasses, kShared>, t);
+        switch (end - t) {
+          case 3:
+            multiply(multiply_block<kBits, kPasses, 3>, t);
+            break;
+          case 2:
+            multiply(multiply_block<kBits, kPasses, 2>, t);
+            break;
+          case 1:
+            multiply(multiply_block<kBits, kPasses, 1>, t);
+            break;
+        }
+      }
+    }
+  }
+}
+
+void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
+                   int64_t out_stride, float* /*workspace*/) {
+  const SignLayout layout = sign_layout(type);
+  switch (type) {
+    case DataType::kQ1_0:
+      return multiply_type<1, 2, 1>(layout, weights, blocks, tile, out, out_stride);
+    case DataType::kQ2_0:
+      return multiply_type<2, 2, 2>(layout, weights, blocks, tile, out, out_stride);
+    default:
+      return multiply_type<2, 4, 1>(layout, weights, blocks, tile, out, out_stride);
+  }
+}
+
+}  // namespace
+
+const LinearKernels kAvx512LinearKernels = {
+    quantize_group, kTileRows, kTileRows, 2 * kPassBytes, build_tables, nullptr, multiply_sign,
+    multiply_float_rows, swiglu_rows};
+
+}  // namespace niwaki
