@@ -10,9 +10,10 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows that a thread multiplies at a time by tables; by lanes, as many as the tables built for
-/// them are worth.
-constexpr int64_t kTableBlocks = 2;
+/// Blocks of rows that a thread multiplies at a time for a few rows of the step; for more, as many as the
+/// tables read or built for them are worth.
+constexpr int64_t kFewBlocks = 2;
+constexpr int64_t kFewRows = 8;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
 /// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share
@@ -202,7 +203,7 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
   for (size_t p = 0; p < listed; ++p) blocks += parts[p].blocks();
   // Few blocks for many threads: smaller runs.
   const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1,
-                                            by_lanes(tile.sign.rows) ? kRunBlocks : kTableBlocks);
+                                            tile.sign.rows > kFewRows ? kRunBlocks : kFewBlocks);
 
   pool.parallel([&](Worker& worker) {
     float* sums = tile.workers + static_cast<size_t>(worker.index()) * worker_floats();

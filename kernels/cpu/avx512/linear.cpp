@@ -74,6 +74,12 @@ inline void build_indices(const uint8_t* bytes, __m512i* indices) {
   }
 }
 
+/// Makes the compiler hold a value in a register here. gcc 12 otherwise gathers the look-ups of all fields
+/// before the first add, runs out of registers and keeps them in memory.
+inline void keep(__m512i& value) {
+  asm("" : "+v"(value));
+}
+
 /// Adds the look-ups of one pass for kRows rows of the step.
 template <int kRows>
 inline void look_up(const __m512i* indices, const uint8_t* tables, size_t stride, __m512i (*sums)[2]) {
@@ -82,10 +88,12 @@ inline void look_up(const __m512i* indices, const uint8_t* tables, size_t stride
     const __m512i first = _mm512_load_si512(indices + 2 * field);
     const __m512i second = _mm512_load_si512(indices + 2 * field + 1);
     for (int t = 0; t < kRows; ++t) {
-      const __m512i table =
-          _mm512_load_si512(tables + static_cast<size_t>(t) * stride + field * kTableBytes);
+      __m512i table = _mm512_load_si512(tables + static_cast<size_t>(t) * stride + field * kTableBytes);
+      keep(table);
       sums[t][0] = _mm512_add_epi16(sums[t][0], _mm512_permutexvar_epi16(first, table));
       sums[t][1] = _mm512_add_epi16(sums[t][1], _mm512_permutexvar_epi16(second, table));
+      keep(sums[t][0]);
+      keep(sums[t][1]);
     }
   }
 }
