@@ -37,7 +37,7 @@ export function addRunFlags(command: Command): Command {
   return command
     .option("-t, --threads <n>", "CPU threads; one per core if absent", wholeNumber)
     .addOption(new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32"]))
-    .option("--tier <name>", "kernels for an instruction set: avx2, portable; the best if absent");
+    .option("--tier <name>", "kernels for an instruction set: avx512, avx2, portable; the best if absent");
 }
 
 export function addAnswerFlags(command: Command): Command {
