@@ -12,6 +12,8 @@ namespace niwaki {
 namespace {
 
 constexpr uint16_t kHalfExponent = 0x7c00;  // all ones: NaN or infinite
+constexpr int64_t kPackBlocks = 4;          // that a thread packs in one go
+constexpr size_t kPage = 4096;
 
 /// Whether no float, of `count` that lie `stride` bytes apart, has all bits of its exponent set.
 template <class Bits>
@@ -53,13 +55,19 @@ inline void transpose(uint64_t (&words)[8]) {
   for (int i : {0, 2, 4, 6}) exchange(i, 1, 0x00ff00ff00ff00ffu);
 }
 
-/// Packs 64 rows of a sign type. Returns whether all scales are finite.
+/// Packs 64 rows of a sign type. Returns whether all scales are finite. 64 rows are more streams than a
+/// processor follows by itself, so what comes next is asked for: the rows of the next block, one after another,
+/// and the group after next of `out`.
 bool pack_block(const SignLayout& layout, const uint8_t* rows, size_t row_size, uint8_t* out) {
   const uint8_t* row_at[kBlockRows];  // by position in a byte column
   for (int r = 0; r < kBlockRows; ++r) row_at[sign_position(r)] = rows + static_cast<size_t>(r) * row_size;
   const size_t group_bytes = 2 + static_cast<size_t>(layout.byte_columns);
   uint32_t bad = 0;
   for (size_t g = 0; g < row_size; g += group_bytes, out += layout.block_bytes()) {
+    for (int i = 0; i < layout.block_bytes(); i += 64) {
+      __builtin_prefetch(rows + kBlockRows * (row_size + g) + static_cast<size_t>(i));
+      __builtin_prefetch(out + 2 * layout.block_bytes() + i, 1);
+    }
     for (int position = 0; position < kBlockRows; position += 8) {
       for (int column = 0; column < layout.byte_columns; column += 8) {
         uint64_t words[8];
@@ -85,18 +93,6 @@ void lower(std::atomic<int64_t>& minimum, int64_t value) {
   }
 }
 
-/// Has the system fill in the memory's pages, a huge one for each thread at a time: two threads that write
-/// into the same new page wait for one another.
-void touch(const WeightMemory& memory, ThreadPool& pool) {
-  const size_t last = memory.bytes() - 1;
-  pool.parallel([&](Worker& worker) {
-    worker.each(static_cast<int64_t>(last / kHugePage) + 2, 1, [&](int64_t page, int64_t) {
-      *static_cast<volatile uint8_t*>(memory.data() + std::min(static_cast<size_t>(page) * kHugePage, last)) =
-          0;
-    });
-  });
-}
-
 Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& pool, WeightArena& arena) {
   Matrix::Part part{source.name, source.type, source.rows, columns, 0, {}};
   const bool sign = is_sign_type(source.type);
@@ -107,7 +103,6 @@ Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& 
   }
   part.memory = arena.allocate(sign ? static_cast<size_t>(part.blocks()) * part.block_stride()
                                     : static_cast<size_t>(part.rows) * part.row_stride);
-  touch(part.memory, pool);
   std::atomic<int64_t> bad_row{INT64_MAX};
   const auto pack_rows = [&](int64_t first) {
     const int64_t count = std::min<int64_t>(kBlockRows, part.rows - first);
@@ -128,7 +123,14 @@ Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& 
     }
   };
   pool.parallel([&](Worker& worker) {
-    worker.each(part.blocks(), 1, [&](int64_t block, int64_t) { pack_rows(block * kBlockRows); });
+    worker.each(part.memory.huge_pages(), 1, [&](int64_t page, int64_t) { part.memory.populate(page); });
+    worker.each(part.blocks(), kPackBlocks, [&](int64_t begin, int64_t end) {
+      const size_t last = static_cast<size_t>(std::min(part.rows, end * kBlockRows)) * row_size - 1;
+      // The pages of a mapped file must be there before they can be asked for.
+      for (size_t i = static_cast<size_t>(begin) * kBlockRows * row_size; i <= last; i += kPage)
+        static_cast<void>(*static_cast<const volatile uint8_t*>(source.data + i));
+      for (int64_t block = begin; block < end; ++block) pack_rows(block * kBlockRows);
+    });
   });
   if (bad_row.load() != INT64_MAX) {
     throw Error(ErrorCode::kNonFinite,
