@@ -14,6 +14,7 @@
 #include "cpu/matrix_part.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
+#include "cpu/weight_memory.h"
 #include "tests/job.h"
 #include "tests/random.h"
 
@@ -94,6 +95,7 @@ int main(int argc, char** argv) {
   ThreadPool pool(threads);
   test::Random random(1);
   std::vector<Bound> layers;
+  WeightArena arena;
   double file_bytes = 0, weights = 0, pack_seconds = 0;
   for (int copy = 0; copy < copies; ++copy) {
     for (const Shape& shape : kShapes) {
@@ -113,7 +115,7 @@ int main(int argc, char** argv) {
           {"second", type, half, bytes.data() + static_cast<size_t>(half) * row_bytes(type, shape.columns)}};
       Bound bound;
       const double begun = now();
-      test::run_job(pool, [&] { bound.matrix = Matrix::pack(sources, shape.columns, pool); });
+      test::run_job(pool, [&] { bound.matrix = Matrix::pack(sources, shape.columns, pool, arena); });
       pack_seconds += now() - begun;
       bound.linear = std::make_unique<Linear>(tier, *bound.matrix, shape.activation, false, kMaxRows);
       file_bytes += static_cast<double>(bytes.size());

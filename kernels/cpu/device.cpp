@@ -11,6 +11,7 @@
 #include "cpu/plan_check.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
+#include "cpu/weight_memory.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
@@ -66,7 +67,7 @@ class CpuDevice final : public Device {
       std::shared_ptr<const Matrix> matrix;
       const std::exception_ptr failure = failure_of([&] {
         start(*job, "the load");
-        matrix = Matrix::pack(sources, columns, pool_);
+        matrix = Matrix::pack(sources, columns, pool_, arena_);
       });
       keep_alive.reset();
       done(failure, std::move(matrix));
@@ -113,6 +114,7 @@ class CpuDevice final : public Device {
   const std::string tier_name_;
   const std::shared_ptr<const void> identity_ = std::make_shared<char>();
   std::atomic<bool> closing_{false};
+  WeightArena arena_;  // only jobs use it, one after another
   ThreadPool pool_;  // last: its end runs the jobs that use the above
 };
 

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <string>
 
-#include "cpu/mapped_memory.h"
+#include "cpu/page_memory.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
@@ -48,9 +48,9 @@ KvShape checked(const KvShape& shape) {
 }  // namespace
 
 // [layer][block][kv head][keys, values]: what one block takes of a layer lies together.
-KvCache::KvCache(const KvShape& shape) : shape_(checked(shape)), memory_(std::make_unique<MappedMemory>()) {
-  memory_->reserve(bytes(), "the KV cache");
-}
+KvCache::KvCache(const KvShape& shape)
+    : shape_(checked(shape)),
+      memory_(std::make_unique<PageMemory>(bytes(), PageSize::kSmall, "the KV cache")) {}
 
 KvCache::~KvCache() = default;
 

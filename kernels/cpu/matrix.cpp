@@ -11,6 +11,10 @@
 namespace niwaki {
 namespace {
 
+constexpr uint16_t kHalfExponent = 0x7c00;  // all ones: NaN or infinite
+constexpr int64_t kPackBlocks = 4;          // that a thread packs in one go
+constexpr size_t kPage = 4096;
+
 /// Whether no float, of `count` that lie `stride` bytes apart, has all bits of its exponent set.
 template <class Bits>
 inline bool all_finite(const uint8_t* p, int64_t count, int64_t stride, Bits exponent) {
@@ -30,28 +34,57 @@ bool row_is_finite(DataType type, const uint8_t* row, int64_t columns) {
     case DataType::kF32:
       return all_finite<uint32_t>(row, columns, 4, 0x7f800000u);
     case DataType::kF16:
-      return all_finite<uint16_t>(row, columns, 2, 0x7c00u);
+      return all_finite<uint16_t>(row, columns, 2, kHalfExponent);
     case DataType::kBF16:
       return all_finite<uint16_t>(row, columns, 2, 0x7f80u);
     default:
-      return all_finite<uint16_t>(row, columns / t.block, t.block_bytes, 0x7c00u);
+      return all_finite<uint16_t>(row, columns / t.block, t.block_bytes, kHalfExponent);
   }
 }
 
-/// Packs 64 rows (fewer at the end) of a sign type.
-void pack_block(DataType type, const uint8_t* rows, size_t row_size, int64_t count, int64_t groups,
-                uint8_t* out) {
-  const SignLayout layout = sign_layout(type);
-  const int64_t group_bytes = 2 + layout.byte_columns;
-  for (int64_t g = 0; g < groups; ++g) {
-    uint8_t* block = out + g * layout.block_bytes();
-    for (int64_t r = 0; r < count; ++r) {
-      const uint8_t* source = rows + static_cast<size_t>(r) * row_size + g * group_bytes;
-      uint8_t* target = block + sign_position(static_cast<int>(r));
-      for (int p = 0; p < layout.byte_columns; ++p) target[p * kBlockRows] = source[2 + p];
-      std::memcpy(block + layout.byte_columns * kBlockRows + 2 * r, source, 2);
+/// Bytes 8 x 8, transposed: byte i of word j becomes byte j of word i.
+inline void transpose(uint64_t (&words)[8]) {
+  const auto exchange = [&words](int i, int distance, uint64_t mask) {
+    const int shift = 8 * distance;
+    const uint64_t change = ((words[i] >> shift) ^ words[i + distance]) & mask;
+    words[i] ^= change << shift;
+    words[i + distance] ^= change;
+  };
+  for (int i : {0, 1, 2, 3}) exchange(i, 4, 0x00000000ffffffffu);
+  for (int i : {0, 1, 4, 5}) exchange(i, 2, 0x0000ffff0000ffffu);
+  for (int i : {0, 2, 4, 6}) exchange(i, 1, 0x00ff00ff00ff00ffu);
+}
+
+/// Packs 64 rows of a sign type. Returns whether all scales are finite. 64 rows are more streams than a
+/// processor follows by itself, so what comes next is asked for: the rows of the next block, one after another,
+/// and the group after next of `out`.
+bool pack_block(const SignLayout& layout, const uint8_t* rows, size_t row_size, uint8_t* out) {
+  const uint8_t* row_at[kBlockRows];  // by position in a byte column
+  for (int r = 0; r < kBlockRows; ++r) row_at[sign_position(r)] = rows + static_cast<size_t>(r) * row_size;
+  const size_t group_bytes = 2 + static_cast<size_t>(layout.byte_columns);
+  uint32_t bad = 0;
+  for (size_t g = 0; g < row_size; g += group_bytes, out += layout.block_bytes()) {
+    for (int i = 0; i < layout.block_bytes(); i += 64) {
+      __builtin_prefetch(rows + kBlockRows * (row_size + g) + static_cast<size_t>(i));
+      __builtin_prefetch(out + 2 * layout.block_bytes() + i, 1);
+    }
+    for (int position = 0; position < kBlockRows; position += 8) {
+      for (int column = 0; column < layout.byte_columns; column += 8) {
+        uint64_t words[8];
+        for (int i = 0; i < 8; ++i) std::memcpy(&words[i], row_at[position + i] + g + 2 + column, 8);
+        transpose(words);
+        for (int i = 0; i < 8; ++i) std::memcpy(out + (column + i) * kBlockRows + position, &words[i], 8);
+      }
+    }
+    uint8_t* scales = out + layout.byte_columns * kBlockRows;
+    for (int r = 0; r < kBlockRows; ++r) {
+      uint16_t scale;
+      std::memcpy(&scale, rows + static_cast<size_t>(r) * row_size + g, 2);
+      std::memcpy(scales + 2 * r, &scale, 2);
+      bad |= static_cast<uint32_t>((scale & kHalfExponent) == kHalfExponent);
     }
   }
+  return bad == 0;
 }
 
 void lower(std::atomic<int64_t>& minimum, int64_t value) {
@@ -60,34 +93,43 @@ void lower(std::atomic<int64_t>& minimum, int64_t value) {
   }
 }
 
-Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& pool) {
+Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& pool, WeightArena& arena) {
   Matrix::Part part{source.name, source.type, source.rows, columns, 0, {}};
+  const bool sign = is_sign_type(source.type);
   const size_t row_size = row_bytes(source.type, columns);
-  if (!is_sign_type(source.type)) {
+  if (!sign) {
     const bool plain = info(source.type).block == 1;
     part.row_stride = plain ? row_bytes(source.type, padded_columns(columns)) : row_size;
   }
-  part.memory =
-      MatrixMemory(is_sign_type(source.type) ? static_cast<size_t>(part.blocks()) * part.block_stride()
-                                             : static_cast<size_t>(part.rows) * part.row_stride);
+  part.memory = arena.allocate(sign ? static_cast<size_t>(part.blocks()) * part.block_stride()
+                                    : static_cast<size_t>(part.rows) * part.row_stride);
   std::atomic<int64_t> bad_row{INT64_MAX};
-  pool.parallel([&](Worker& worker) {
-    worker.each(part.blocks(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        const int64_t first = b * kBlockRows;
-        const int64_t count = std::min<int64_t>(kBlockRows, part.rows - first);
-        const uint8_t* rows = source.data + static_cast<size_t>(first) * row_size;
-        uint8_t* out = part.memory.data() + static_cast<size_t>(b) * part.block_stride();
-        for (int64_t r = 0; r < count; ++r) {
-          const uint8_t* row = rows + static_cast<size_t>(r) * row_size;
-          if (!row_is_finite(source.type, row, columns)) lower(bad_row, first + r);
-          if (!is_sign_type(source.type))
-            std::memcpy(out + static_cast<size_t>(r) * part.row_stride, row, row_size);
-        }
-        if (is_sign_type(source.type)) {
-          pack_block(source.type, rows, row_size, count, columns / sign_layout(source.type).columns, out);
-        }
+  const auto pack_rows = [&](int64_t first) {
+    const int64_t count = std::min<int64_t>(kBlockRows, part.rows - first);
+    const uint8_t* rows = source.data + static_cast<size_t>(first) * row_size;
+    uint8_t* out = part.memory.data() + static_cast<size_t>(first / kBlockRows) * part.block_stride();
+    if (sign) {
+      std::vector<uint8_t> padded;
+      if (count < kBlockRows) {
+        padded.resize(kBlockRows * row_size);
+        std::memcpy(padded.data(), rows, static_cast<size_t>(count) * row_size);
       }
+      if (pack_block(sign_layout(source.type), padded.empty() ? rows : padded.data(), row_size, out)) return;
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const uint8_t* row = rows + static_cast<size_t>(r) * row_size;
+      if (!row_is_finite(source.type, row, columns)) lower(bad_row, first + r);
+      if (!sign) std::memcpy(out + static_cast<size_t>(r) * part.row_stride, row, row_size);
+    }
+  };
+  pool.parallel([&](Worker& worker) {
+    worker.each(part.memory.huge_pages(), 1, [&](int64_t page, int64_t) { part.memory.populate(page); });
+    worker.each(part.blocks(), kPackBlocks, [&](int64_t begin, int64_t end) {
+      const size_t last = static_cast<size_t>(std::min(part.rows, end * kBlockRows)) * row_size - 1;
+      // The pages of a mapped file must be there before they can be asked for.
+      for (size_t i = static_cast<size_t>(begin) * kBlockRows * row_size; i <= last; i += kPage)
+        static_cast<void>(*static_cast<const volatile uint8_t*>(source.data + i));
+      for (int64_t block = begin; block < end; ++block) pack_rows(block * kBlockRows);
     });
   });
   if (bad_row.load() != INT64_MAX) {
@@ -111,7 +153,7 @@ Matrix::Matrix() = default;
 Matrix::~Matrix() = default;
 
 std::shared_ptr<const Matrix> Matrix::pack(std::span<const MatrixSource> sources, int64_t columns,
-                                           ThreadPool& pool) {
+                                           ThreadPool& pool, WeightArena& arena) {
   // Packed weights keep the file's byte order inside.
   static_assert(std::endian::native == std::endian::little);
   if (sources.empty() || columns < 1)
@@ -129,7 +171,7 @@ std::shared_ptr<const Matrix> Matrix::pack(std::span<const MatrixSource> sources
   std::shared_ptr<Matrix> matrix(new Matrix());
   matrix->columns_ = columns;
   for (const MatrixSource& source : sources) {
-    matrix->parts_.push_back(pack_part(source, columns, pool));
+    matrix->parts_.push_back(pack_part(source, columns, pool, arena));
     matrix->rows_ += source.rows;
   }
   return matrix;

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "cpu/linear_kernels.h"
-#include "cpu/matrix_memory.h"
+#include "cpu/weight_memory.h"
 #include "niwaki/matrix.h"
 
 namespace niwaki {
@@ -20,7 +20,7 @@ struct Matrix::Part {
   int64_t rows;
   int64_t columns;
   size_t row_stride;  // bytes; float types only
-  MatrixMemory memory;
+  WeightMemory memory;
 
   int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
   /// Bytes from one block of 64 rows to the next.

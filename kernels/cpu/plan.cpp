@@ -90,7 +90,7 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
   const size_t attention_offset =
       reserve(static_cast<size_t>(attention_scratch_stride_ * pool.threads()) * sizeof(float));
 
-  memory_.reserve(total, "a plan's buffers");
+  memory_ = PageMemory(total, PageSize::kSmall, "a plan's buffers");
   for (size_t i = 0; i < buffers_.size(); ++i)
     buffers_[i].data = reinterpret_cast<float*>(memory_.data() + offsets[i]);
   linear_scratch_ = memory_.data() + linear_offset;

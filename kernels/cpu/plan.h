@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cpu/linear.h"
-#include "cpu/mapped_memory.h"
+#include "cpu/page_memory.h"
 #include "cpu/rope.h"
 #include "cpu/sampling.h"
 #include "cpu/thread_pool.h"
@@ -71,7 +71,7 @@ class CpuPlan final : public Plan {
   const std::shared_ptr<const void> owner_;
   std::vector<BoundOp> ops_;
 
-  MappedMemory memory_;  // buffers, then scratch
+  PageMemory memory_;  // buffers, then scratch
   std::vector<Buffer> buffers_;
   std::byte* linear_scratch_ = nullptr;
   float* attention_scratch_ = nullptr;

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "cpu/linear.h"
 #include "cpu/linear_kernels.h"
+#include "cpu/weight_memory.h"
 #include "niwaki/error.h"
 #include "tensors.h"
 
@@ -103,19 +104,21 @@ TEST(a_scale_or_weight_that_is_not_finite_is_refused_by_tensor_and_row) {
 
 TEST(a_row_length_that_does_not_fit_the_type_is_refused) {
   ThreadPool pool(1);
+  WeightArena arena;
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"blk.1.attn_k.weight", DataType::kQ1_0, 1, &byte}};
   const std::string message = error_of(ErrorCode::kInvalidArgument,
-                                       [&] { run_job(pool, [&] { Matrix::pack(sources, 192, pool); }); });
+                                       [&] { run_job(pool, [&] { Matrix::pack(sources, 192, pool, arena); }); });
   CHECK(contains(message, "blk.1.attn_k.weight"));
   CHECK(contains(message, "192"));
 }
 
 TEST(more_memory_than_there_can_be_is_an_error) {
   ThreadPool pool(1);
+  WeightArena arena;
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"huge", DataType::kF32, int64_t{1} << 44, &byte}};
-  error_of(ErrorCode::kOutOfMemory, [&] { run_job(pool, [&] { Matrix::pack(sources, 1 << 12, pool); }); });
+  error_of(ErrorCode::kOutOfMemory, [&] { run_job(pool, [&] { Matrix::pack(sources, 1 << 12, pool, arena); }); });
 }
 
 TEST(a_vector_must_be_finite) {

@@ -9,6 +9,7 @@
 
 #include "cpu/float16.h"
 #include "cpu/thread_pool.h"
+#include "cpu/weight_memory.h"
 #include "job.h"
 #include "niwaki/data_type.h"
 #include "niwaki/matrix.h"
@@ -92,7 +93,8 @@ inline std::shared_ptr<const Matrix> pack(ThreadPool& pool, const std::vector<Te
   std::vector<MatrixSource> sources;
   for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
   std::shared_ptr<const Matrix> matrix;
-  run_job(pool, [&] { matrix = Matrix::pack(sources, columns, pool); });
+  WeightArena arena;
+  run_job(pool, [&] { matrix = Matrix::pack(sources, columns, pool, arena); });
   return matrix;
 }
 

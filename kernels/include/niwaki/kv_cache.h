@@ -5,7 +5,7 @@
 
 namespace niwaki {
 
-class MappedMemory;
+class PageMemory;
 
 enum class KvType : int32_t { kF16, kF32 };
 
@@ -47,7 +47,7 @@ class KvCache {
  private:
   void check_block(int32_t block) const;
   KvShape shape_;
-  std::unique_ptr<MappedMemory> memory_;
+  std::unique_ptr<PageMemory> memory_;
 };
 
 }  // namespace niwaki
