@@ -1,7 +1,7 @@
 import { defineConfig } from "tsup";
 
 export default defineConfig({
-  entry: ["src/main.ts", "src/load/niwaki.ts", "src/load/node-llama-cpp.ts"],
+  entry: ["src/main.ts", "src/engines/child.ts", "src/memory/read.ts"],
   format: "esm",
   target: "node20",
   sourcemap: true,

@@ -1,0 +1,100 @@
+import type { EngineName, Task } from "../engines/engine.js";
+import { runJob } from "../run-program.js";
+import { median } from "../statistics.js";
+
+/** How much is run for one sample. */
+export interface Workload {
+  readonly decodeTokens: number;
+  readonly promptTokens: number;
+  readonly batchTokens: number;
+  /** How often every number of rows is timed. */
+  readonly rowRepeats: number;
+}
+
+export const FULL: Workload = { decodeTokens: 48, promptTokens: 512, batchTokens: 24, rowRepeats: 5 };
+export const QUICK: Workload = { decodeTokens: 16, promptTokens: 128, batchTokens: 8, rowRepeats: 1 };
+
+export const BATCH = 16;
+export const LONG_CONTEXT = 4096;
+const LONG_TOKENS = 24;
+export const MOST_ROWS = 64;
+
+/** One process's figures: tokens a second, but for the time to load. */
+export type Sample = Readonly<Partial<Record<Measure, number>>>;
+export type Measure = "decode" | "prefill" | "batch" | "long" | "load";
+
+/** One sequence: decoding after a short prompt, a long prompt, and, if asked for, decoding at a long context. */
+export async function measureOne(
+  engine: EngineName,
+  path: string,
+  threads: number,
+  workload: Workload,
+  round: number,
+  long: boolean,
+): Promise<Sample> {
+  const { decodeTokens, promptTokens } = workload;
+  const seed = 10 * round;
+  const tasks: Task[] = [
+    { prompts: 1, promptTokens: 16, tokens: decodeTokens, seed: seed + 1 },
+    { prompts: 1, promptTokens, tokens: 1, seed: seed + 2 },
+  ];
+  // Half of the tokens before the named context, half after it.
+  const longPrompt = LONG_CONTEXT - LONG_TOKENS / 2;
+  if (long) tasks.push({ prompts: 1, promptTokens: longPrompt, tokens: LONG_TOKENS, seed: seed + 3 });
+  const contextTokens = long ? LONG_CONTEXT + LONG_TOKENS : 2 * promptTokens;
+  const report = await runJob({ engine, path, threads, sequences: 1, contextTokens, warmUp: true, tasks });
+  const [decode, prefill, atLength] = report.timings;
+  return {
+    load: report.loadSeconds,
+    decode: decode!.tokensPerSecond!,
+    prefill: promptTokens / prefill!.firstTokenSeconds,
+    ...(atLength === undefined ? {} : { long: atLength.tokensPerSecond! }),
+  };
+}
+
+/** Sixteen sequences that decode together after short prompts. */
+export async function measureBatch(
+  engine: EngineName,
+  path: string,
+  threads: number,
+  workload: Workload,
+  round: number,
+): Promise<Sample> {
+  const tasks = [{ prompts: BATCH, promptTokens: 4, tokens: workload.batchTokens, seed: 10 * round + 4 }];
+  const report = await runJob({ engine, path, threads, sequences: BATCH, contextTokens: 256, warmUp: true, tasks });
+  return { batch: report.timings[0]!.tokensPerSecond! };
+}
+
+/** Decoding of one sequence alone. */
+export async function measureDecode(path: string, threads: number, workload: Workload, round: number): Promise<number> {
+  const tasks = [{ prompts: 1, promptTokens: 16, tokens: workload.decodeTokens, seed: 10 * round + 1 }];
+  const job = { engine: "niwaki", path, threads, sequences: 1, contextTokens: 256, warmUp: true, tasks } as const;
+  return (await runJob(job)).timings[0]!.tokensPerSecond!;
+}
+
+/** Seconds of a step of 1, 2, … 64 rows, the last of them with logits: the time of a prompt of so many tokens. */
+export async function measureRows(path: string, threads: number, workload: Workload): Promise<number[]> {
+  const tasks: Task[] = [];
+  for (let repeat = 0; repeat < workload.rowRepeats; repeat++) {
+    for (let rows = 1; rows <= MOST_ROWS; rows++) {
+      tasks.push({ prompts: 1, promptTokens: rows, tokens: 1, seed: tasks.length + 1 });
+    }
+  }
+  const report = await runJob({
+    engine: "niwaki",
+    path,
+    threads,
+    sequences: 1,
+    contextTokens: 2 * MOST_ROWS,
+    warmUp: true,
+    tasks,
+  });
+  return Array.from({ length: MOST_ROWS }, (_, row) =>
+    median(
+      Array.from(
+        { length: workload.rowRepeats },
+        (_, repeat) => report.timings[repeat * MOST_ROWS + row]!.firstTokenSeconds,
+      ),
+    ),
+  );
+}

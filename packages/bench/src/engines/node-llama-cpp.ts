@@ -1,0 +1,33 @@
+import { getLlama, LlamaLogLevel, type Token } from "node-llama-cpp";
+import type { Engine, Job } from "./engine.js";
+
+/** The engine as its users write it: one context for all sequences, its own batching, float16 KV, defaults for the rest. */
+export async function openNodeLlamaCpp({ path, threads, sequences, contextTokens }: Job): Promise<Engine> {
+  const llama = await getLlama({
+    gpu: false,
+    build: "never",
+    skipDownload: true,
+    maxThreads: threads,
+    logLevel: LlamaLogLevel.error,
+  });
+  const model = await llama.loadModel({ modelPath: path, gpuLayers: 0 });
+  const context = await model.createContext({ contextSize: contextTokens, sequences, threads });
+  const free = Array.from({ length: sequences }, () => context.getSequence());
+  return {
+    vocabulary: model.fileInfo.metadata.tokenizer.ggml.tokens.length,
+    kvBytes: null,
+    async generate(prompts, tokens, arrived) {
+      await Promise.all(
+        prompts.map(async (prompt, index) => {
+          let left = tokens;
+          for await (const _ of free[index]!.evaluate(prompt as Token[], { temperature: 0, yieldEogToken: true })) {
+            arrived(index);
+            if (--left === 0) break;
+          }
+        }),
+      );
+      for (const sequence of free) await sequence.clearHistory();
+    },
+    dispose: () => llama.dispose(),
+  };
+}
