@@ -6,7 +6,7 @@ export function median(values: readonly number[]): number {
 
 /** The values of a row of measurements that stand out most; `index` counts from 0. */
 export interface Outliers {
-  /** A value over the trend of its neighbours: the line that fits the two on either side best. */
+  /** A value over the trend of its neighbours, up to two on either side. The first and the last have none. */
   readonly overTrend: { readonly index: number; readonly ratio: number };
   /** A value over the one before it. */
   readonly rise: { readonly index: number; readonly ratio: number };
@@ -19,7 +19,7 @@ export function outliers(values: readonly number[]): Outliers {
   if (values.length < 3) throw new RangeError(`a trend takes at least three values, got ${values.length}`);
   const last = values.length - 1;
   return {
-    overTrend: largest(values, (index) => values[index]! / trend(values, index)),
+    overTrend: largest(values, (index) => (index === 0 || index === last ? 0 : values[index]! / trend(values, index))),
     rise: largest(values, (index) => (index === 0 ? 0 : values[index]! / values[index - 1]!)),
     fall: largest(values, (index) => (index === last ? 0 : values[index]! / values[index + 1]!)),
   };
@@ -31,13 +31,10 @@ function largest(values: readonly number[], ratioAt: (index: number) => number) 
     .reduce((best, next) => (next.ratio > best.ratio ? next : best));
 }
 
-/** Where the least-squares line through up to two neighbours on either side passes `index`. */
+/** The line through as many neighbours on either side, two at most, is their mean in the middle. */
 function trend(values: readonly number[], index: number): number {
-  const neighbours = [-2, -1, 1, 2].map((offset) => index + offset).filter((i) => i >= 0 && i < values.length);
-  const meanX = neighbours.reduce((sum, x) => sum + x, 0) / neighbours.length;
-  const meanY = neighbours.reduce((sum, x) => sum + values[x]!, 0) / neighbours.length;
-  const slope =
-    neighbours.reduce((sum, x) => sum + (x - meanX) * (values[x]! - meanY), 0) /
-    neighbours.reduce((sum, x) => sum + (x - meanX) ** 2, 0);
-  return meanY + slope * (index - meanX);
+  const reach = Math.min(2, index, values.length - 1 - index);
+  let sum = 0;
+  for (let offset = 1; offset <= reach; offset++) sum += values[index - offset]! + values[index + offset]!;
+  return sum / (2 * reach);
 }

@@ -51,7 +51,8 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
     readBounds.push(await readBound(threads));
     for (const { name, path } of compared) {
       const { niwaki, nodeLlamaCpp } = samples.get(name)!;
-      const withLong = long.includes(name);
+      // A prompt of 4,096 tokens takes the peer minutes: once is enough.
+      const withLong = round === 0 && long.includes(name);
       niwaki.push(await measureOne("niwaki", path, threads, workload, round, withLong));
       nodeLlamaCpp.push(await measureOne("node-llama-cpp", path, threads, workload, round, withLong));
       niwaki.push(await measureBatch("niwaki", path, threads, workload, round));

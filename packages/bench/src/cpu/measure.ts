@@ -11,7 +11,7 @@ export interface Workload {
   readonly rowRepeats: number;
 }
 
-export const FULL: Workload = { decodeTokens: 48, promptTokens: 512, batchTokens: 24, rowRepeats: 5 };
+export const FULL: Workload = { decodeTokens: 32, promptTokens: 512, batchTokens: 16, rowRepeats: 5 };
 export const QUICK: Workload = { decodeTokens: 16, promptTokens: 128, batchTokens: 8, rowRepeats: 1 };
 
 export const BATCH = 16;

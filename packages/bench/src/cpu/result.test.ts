@@ -1,0 +1,48 @@
+import { expect, it } from "vitest";
+import { type CpuResult, ratioOf, shareOfBound, summary } from "./result.js";
+
+const comparison = {
+  model: "a model",
+  decodedBytes: 2e9,
+  niwaki: [{ decode: 10, load: 1 }, { batch: 64 }, { decode: 14, load: 3 }, { decode: 12, load: 2 }],
+  nodeLlamaCpp: [{ decode: 3, load: 4 }, { batch: 8 }],
+};
+const result: CpuResult = {
+  machine: "a machine",
+  threads: 2,
+  rounds: 3,
+  promptTokens: 512,
+  readBounds: [30e9, 50e9, 40e9],
+  comparisons: { "8b": comparison },
+  alone: { ternary: { model: "another", decodedBytes: 1e9, tokensPerSecond: [30, 10, 20] } },
+  rows: {
+    model: "a model",
+    seconds: [1, 2, 3],
+    outliers: { overTrend: { index: 0, ratio: 1 }, rise: { index: 1, ratio: 2 }, fall: { index: 1, ratio: 2 / 3 } },
+  },
+};
+
+it("divides our median by theirs", () => {
+  expect(ratioOf(comparison, "decode")).toBe(4);
+  expect(ratioOf(comparison, "batch")).toBe(8);
+  expect(ratioOf(comparison, "load")).toBe(0.5);
+});
+
+it("has no ratio for what was not measured", () => {
+  expect(ratioOf(comparison, "long")).toBeUndefined();
+});
+
+it("compares what decoding reads with the median bound", () => {
+  expect(shareOfBound(result, 12, 2e9)).toBe(0.6);
+});
+
+it("gives ratios, medians and samples as one object of JSON", () => {
+  const object = JSON.parse(JSON.stringify(summary(result)));
+  expect(object.ratios).toEqual({ "8b": { decode: 4, batch: 8, load: 0.5 } });
+  expect(object.medians).toEqual({
+    "8b": { niwaki: { decode: 12, batch: 64, load: 2 }, nodeLlamaCpp: { decode: 3, batch: 8, load: 4 } },
+  });
+  expect(object.readBound).toBe(40e9);
+  expect(object.decodeToBound).toEqual({ "8b": 0.6, ternary: 0.5 });
+  expect(object.comparisons["8b"].niwaki).toHaveLength(4);
+});
