@@ -136,7 +136,7 @@ int main(int argc, char** argv) {
               info(type).name, tier.name, threads, file_bytes / 1e6, file_bytes / pack_seconds / 1e9,
               file_bytes / read / 1e9);
   std::printf("%6s %12s %14s %10s %12s\n", "rows", "ms", "8B tokens/s", "GB/s", "of reading");
-  for (const int rows : {1, 2, 3, 4, 6, 8, 10, 11, 12, 14, 16, 17, 20, 24, 32, 48, 64, 128, 256}) {
+  for (const int rows : {1, 2, 3, 4, 6, 8, 10, 11, 12, 14, 16, 17, 20, 24, 32, 33, 48, 64, 128, 256}) {
     const double seconds = best_of(rows > 32 ? 3 : 5, [&] {
       test::run_job(pool, [&] {
         for (const Bound& bound : layers)
