@@ -59,7 +59,30 @@ function entry(key: string, type: ScalarType, value: Scalar | readonly Scalar[])
   const count = Buffer.alloc(8);
   count.writeBigUInt64LE(BigInt(value.length));
   head.push(u32(arrayTypeId), u32(scalarTypeIds[type]), count);
+  if (type === "string") return Buffer.concat([...head, encodeStrings(key, value)]);
   return Buffer.concat([...head, ...value.map((element: Scalar) => encodeScalar(key, type, element))]);
+}
+
+/** The elements of an array in one buffer, sized first: a vocabulary has 300,000. */
+function encodeStrings(key: string, values: readonly Scalar[]): Buffer {
+  let size = 0;
+  for (const value of values) {
+    if (typeof value !== "string") throw refuse(key, `${show(value)} is no string`);
+    checkText(key, value);
+    size += 8 + Buffer.byteLength(value);
+  }
+  const bytes = Buffer.alloc(size);
+  let offset = 0;
+  for (const value of values as readonly string[]) {
+    const length = bytes.write(value, offset + 8);
+    bytes.writeBigUInt64LE(BigInt(length), offset);
+    offset += 8 + length;
+  }
+  return bytes;
+}
+
+function checkText(key: string, text: string): void {
+  if (/\p{Surrogate}/u.test(text)) throw refuse(key, "the text has half a surrogate pair, which UTF-8 cannot hold");
 }
 
 function u32(value: number): Buffer {
@@ -113,7 +136,7 @@ function encodeScalar(key: string, type: ScalarType, value: Scalar): Buffer {
   const range = integerRanges.get(type);
   if (range !== undefined) return encodeInteger(key, type, value, range);
   if (type === "string" && typeof value === "string") {
-    if (/\p{Surrogate}/u.test(value)) throw refuse(key, "the text has half a surrogate pair, which UTF-8 cannot hold");
+    checkText(key, value);
     return encodeString(value);
   }
   const bytes = Buffer.alloc(fixedSizes.get(scalarTypeIds[type]) ?? 0);
