@@ -142,6 +142,9 @@ inline void multiply_block(const __m512i* indices, const float* scales, const ui
 
 /// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
 constexpr int kAhead = 9216;
+/// Up to so many rows of the step memory is the limit: then weights are read as they lie, block after block, and the tables
+/// come from the second-level cache.
+constexpr int kStreamedRows = 2;
 
 /// `kPasses` passes are a scale group, of which a group of activations has `kParts`.
 template <int kBits, int kPasses, int kParts>
@@ -150,6 +153,13 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
   const int64_t scale_groups = tile.columns / layout.columns;
   const int64_t block_stride = scale_groups * layout.block_bytes();
   constexpr size_t kStride = size_t{2} * kBits * kPassBytes;
+  if (tile.rows <= kStreamedRows && blocks > 1) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      multiply_type<kBits, kPasses, kParts>(layout, weights + b * block_stride, 1, tile, out + b * kBlockRows,
+                                            out_stride);
+    }
+    return;
+  }
   alignas(64) __m512i indices[kPasses * 2 * kFields];
   alignas(64) float scales[kBlockRows];
   for (int t = 0; t < tile.rows; ++t) {
