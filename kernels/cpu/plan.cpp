@@ -197,7 +197,6 @@ void CpuPlan::run_op(const QkNormRopeOp& op, size_t index) {
 void CpuPlan::run_op(const KvStoreOp& op, size_t index) {
   const QkvLayout& l = op.layout;
   const KvShape& shape = op.kv->shape();
-  const bool half = shape.type == KvType::kF16;
   std::atomic<int64_t> bad{INT64_MAX};
   share(row_count(op.qkv) * l.kv_heads, 8 * l.head_dim, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -209,16 +208,18 @@ void CpuPlan::run_op(const KvStoreOp& op, size_t index) {
       const int32_t slot = place.position % shape.block_size;
       const float* key = at(op.qkv, row) + int64_t{l.heads + head} * l.head_dim;
       const float* value = key + int64_t{l.kv_heads} * l.head_dim;
-      const bool key_fits = tier_.attention.store_key(key, l.head_dim, shape.block_size, slot, half,
+      const bool key_fits = tier_.attention.store_key(key, l.head_dim, shape.block_size, slot, shape.type,
                                                       op.kv->keys(op.layer, block, head));
       const bool value_fits =
-          tier_.attention.store_value(value, l.head_dim, slot, half, op.kv->values(op.layer, block, head));
+          tier_.attention.store_value(value, l.head_dim, shape.block_size, slot, shape.type,
+                                      op.kv->values(op.layer, block, head));
       if (!key_fits || !value_fits) note(bad, row);
     }
   });
-  require_finite(
-      first_of(bad), op.qkv, index,
-      half ? "keys or values, as float16 (up to 65504; float32 pages hold more)," : "keys or values");
+  require_finite(first_of(bad), op.qkv, index,
+                 shape.type == KvType::kF16
+                     ? "keys or values, as float16 (up to 65504; pages of other types hold more),"
+                     : "keys or values");
 }
 
 void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
@@ -248,7 +249,7 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
     tile.values = op.kv->values(op.layer, 0, head);
     tile.block_bytes = op.kv->block_bytes();
     tile.block_size = shape.block_size;
-    tile.half = shape.type == KvType::kF16;
+    tile.type = shape.type;
     tile.scale = 1.0f / std::sqrt(static_cast<float>(l.head_dim));
     tile.out = at(op.out, rows.first_row) + int64_t{head} * group * l.head_dim;
     tile.out_stride = buffer(op.out).stride;

@@ -25,12 +25,24 @@ struct Sequence {
   std::vector<float> q, k, v;  // [position][head][head_dim]
 };
 
-float rounded(float x, KvType type) {
-  if (type == KvType::kF32) return x;
-  // To 11 significant bits, as float16 has them for numbers of ordinary size.
-  int e;
-  const float m = std::frexp(x, &e);
-  return std::ldexp(std::nearbyint(m * 2048), e - 11);
+/// Each head of `x` as a page holds it.
+std::vector<float> rounded(std::vector<float> x, int head_dim, KvType type) {
+  const auto dim = static_cast<size_t>(head_dim);
+  for (size_t head = 0; head < x.size(); head += dim) {
+    float top = 0;
+    for (size_t d = head; d < head + dim; ++d) top = std::max(top, std::fabs(x[d]));
+    for (size_t d = head; d < head + dim; ++d) {
+      if (type == KvType::kF16) {
+        // To 11 significant bits, as float16 has them for numbers of ordinary size.
+        int e;
+        const float m = std::frexp(x[d], &e);
+        x[d] = std::ldexp(std::nearbyint(m * 2048), e - 11);
+      } else if (type == KvType::kQ8) {
+        x[d] = std::nearbyint(x[d] / (top / 127)) * (top / 127);
+      }
+    }
+  }
+  return x;
 }
 
 class Bench {
@@ -64,7 +76,7 @@ class Bench {
     KvCache kv({1, shape_.kv_heads, shape_.head_dim, shape_.block_size, blocks_, shape_.type});
     std::memset(kv.keys(0, 0, 0), 0xff, kv.bytes());
     const int group = shape_.heads / shape_.kv_heads, dim = shape_.head_dim, block = shape_.block_size;
-    const bool half = shape_.type == KvType::kF16;
+    const KvType type = shape_.type;
     std::vector<std::vector<float>> outs;
     for (const Sequence& s : sequences) {
       std::vector<float> out(s.q.size());
@@ -74,8 +86,8 @@ class Bench {
           for (int h = 0; h < shape_.kv_heads; ++h) {
             const size_t at = static_cast<size_t>((p * shape_.kv_heads + h) * dim);
             const int32_t id = s.table[static_cast<size_t>(p / block)];
-            CHECK(kernels.store_key(&s.k[at], dim, block, p % block, half, kv.keys(0, id, h)));
-            CHECK(kernels.store_value(&s.v[at], dim, p % block, half, kv.values(0, id, h)));
+            CHECK(kernels.store_key(&s.k[at], dim, block, p % block, type, kv.keys(0, id, h)));
+            CHECK(kernels.store_value(&s.v[at], dim, block, p % block, type, kv.values(0, id, h)));
           }
         }
         for (int h = 0; h < shape_.kv_heads; ++h) {
@@ -83,7 +95,7 @@ class Bench {
           const size_t at = static_cast<size_t>((begin * shape_.heads + h * group) * dim);
           const int64_t stride = shape_.heads * dim;
           kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.keys(0, 0, h),
-                          kv.values(0, 0, h), kv.block_bytes(), block, half,
+                          kv.values(0, 0, h), kv.block_bytes(), block, type,
                           1 / std::sqrt(static_cast<float>(dim)), &out[at], stride, scratch.data()});
         }
       }
@@ -98,6 +110,7 @@ class Bench {
     const int group = shape_.heads / shape_.kv_heads, dim = shape_.head_dim;
     for (size_t i = 0; i < sequences.size(); ++i) {
       const Sequence& s = sequences[i];
+      const std::vector<float> k = rounded(s.k, dim, shape_.type), v = rounded(s.v, dim, shape_.type);
       for (int p = 0; p < s.length; ++p) {
         for (int h = 0; h < shape_.heads; ++h) {
           const float* q = &s.q[static_cast<size_t>((p * shape_.heads + h) * dim)];
@@ -109,7 +122,7 @@ class Bench {
           for (int t = 0; t <= p; ++t) {
             double score = 0;
             for (int d = 0; d < dim; ++d)
-              score += static_cast<double>(q[d]) * rounded(page(s.k, t)[d], shape_.type);
+              score += static_cast<double>(q[d]) * page(k, t)[d];
             weights.push_back(score / std::sqrt(static_cast<double>(dim)));
             max = std::max(max, weights.back());
           }
@@ -117,7 +130,7 @@ class Bench {
           for (int d = 0; d < dim; ++d) {
             double exact = 0;
             for (int t = 0; t <= p; ++t)
-              exact += weights[static_cast<size_t>(t)] / sum * rounded(page(s.v, t)[d], shape_.type);
+              exact += weights[static_cast<size_t>(t)] / sum * page(v, t)[d];
             const double got = outs[i][static_cast<size_t>((p * shape_.heads + h) * dim + d)];
             worst = std::max(worst, std::isfinite(got) ? std::fabs(got - exact) : INFINITY);
           }
@@ -138,13 +151,15 @@ class Bench {
 const Shape kShapes[] = {
     {4, 2, 64, 16, KvType::kF16}, {8, 2, 128, 32, KvType::kF16}, {3, 1, 80, 16, KvType::kF32},
     {4, 4, 16, 48, KvType::kF16}, {6, 2, 128, 16, KvType::kF32}, {16, 1, 64, 16, KvType::kF16},
+    {4, 1, 128, 16, KvType::kQ8}, {4, 2, 80, 32, KvType::kQ8},   {3, 3, 48, 80, KvType::kQ8},
+    {5, 1, 16, 16, KvType::kQ8},
 };
 
 }  // namespace
 
 TEST(matches_double_with_scattered_blocks) {
   for (const Shape& shape : kShapes) {
-    Bench bench(shape, {1, 50, 16, 17, 97}, 7);
+    Bench bench(shape, {1, 50, 16, 17, 97, 150}, 7);
     const double error = bench.error(bench.run(available_tiers().front()->attention, 8));
     CHECK(error < 5e-6);  // scores up to some 20, summed in float32
   }
@@ -152,7 +167,7 @@ TEST(matches_double_with_scattered_blocks) {
 
 TEST(every_tier_and_every_tiling_has_the_same_bits) {
   for (const Shape& shape : kShapes) {
-    Bench bench(shape, {70, 33}, 8);
+    Bench bench(shape, {70, 33, 140}, 8);
     const auto first = bench.run(available_tiers().back()->attention, 1);
     for (const Tier* tier : available_tiers()) {
       for (const int rows : {1, 7, 16, 70}) CHECK(bench.run(tier->attention, rows) == first);
@@ -168,20 +183,62 @@ TEST(very_unequal_scores_stay_exact) {
   }
 }
 
-TEST(stores_tell_what_float16_cannot_hold) {
+TEST(stores_tell_what_a_page_cannot_hold) {
   for (const Tier* tier : available_tiers()) {
-    const auto fits = [&](float value, bool half) {
+    const auto fits = [&](float value, KvType type) {
       std::vector<float> x(32, 1.0f);
       x[19] = value;
       std::vector<std::byte> page(32 * 16 * 4);
-      const bool key = tier->attention.store_key(x.data(), 32, 16, 3, half, page.data());
-      CHECK(key == tier->attention.store_value(x.data(), 32, 3, half, page.data()));
+      const bool key = tier->attention.store_key(x.data(), 32, 16, 3, type, page.data());
+      CHECK(key == tier->attention.store_value(x.data(), 32, 16, 3, type, page.data()));
       return key;
     };
-    CHECK(fits(65504, true) && fits(-65519, true));
-    CHECK(!fits(65520, true) && !fits(-1e9f, true) && !fits(NAN, true) && !fits(INFINITY, true));
-    CHECK(fits(1e9f, false));
-    CHECK(!fits(NAN, false) && !fits(-INFINITY, false));
+    CHECK(fits(65504, KvType::kF16) && fits(-65519, KvType::kF16));
+    CHECK(!fits(65520, KvType::kF16) && !fits(-1e9f, KvType::kF16));
+    CHECK(fits(1e9f, KvType::kF32) && fits(-3.4e38f, KvType::kQ8));
+    for (const KvType type : {KvType::kF16, KvType::kF32, KvType::kQ8})
+      CHECK(!fits(NAN, type) && !fits(INFINITY, type) && !fits(-INFINITY, type));
+  }
+}
+
+TEST(integers_are_the_nearest_at_the_scale_of_the_largest) {
+  constexpr int kDim = 32, kBlock = 16, kSlot = 5;
+  struct Case {
+    float top, scale;
+    std::vector<float> x;
+    std::vector<int> integers;
+  };
+  const float tiny = 0x1p-149f;
+  const Case cases[] = {
+      {127, 1, {0.5f, 1.5f, -2.5f, -126.5f, 126.49f, -127}, {0, 2, -2, -126, 126, -127}},  // ties to even
+      {-254, 2, {253, 1, 3, -0.0f}, {126, 0, 2, 0}},
+      {3e38f, 3e38f / 127, {-3e38f, 1.5e38f}, {-127, 64}},
+      {0, 0, {}, {}},
+      {190 * tiny, 0, {}, {}},  // a scale of few bits would give 190
+  };
+  for (const Tier* tier : available_tiers()) {
+    for (const Case& c : cases) {
+      std::vector<float> x(kDim);
+      x[30] = c.top;
+      std::copy(c.x.begin(), c.x.end(), x.begin());
+      std::vector<int8_t> keys(kDim * kBlock + 4 * kBlock, 99), values = keys;
+      const auto page = [](std::vector<int8_t>& p) { return reinterpret_cast<std::byte*>(p.data()); };
+      CHECK(tier->attention.store_key(x.data(), kDim, kBlock, kSlot, KvType::kQ8, page(keys)));
+      CHECK(tier->attention.store_value(x.data(), kDim, kBlock, kSlot, KvType::kQ8, page(values)));
+      for (const auto* p : {&keys, &values}) {
+        float scale;
+        std::memcpy(&scale, p->data() + kDim * kBlock + 4 * kSlot, 4);
+        CHECK(scale == c.scale);
+      }
+      for (size_t d = 0; d < kDim; ++d) {
+        int expected = d < c.integers.size() ? c.integers[d] : 0;
+        if (d == 30 && c.scale > 0) expected = c.top > 0 ? 127 : -127;
+        CHECK(keys[d * kBlock + kSlot] == expected && values[kSlot * kDim + d] == expected);
+      }
+      // Nothing else of the page is touched.
+      CHECK(std::count(keys.begin(), keys.end(), 99) >= (kDim + 4) * (kBlock - 1));
+      CHECK(std::count(values.begin(), values.end(), 99) >= (kDim + 4) * (kBlock - 1));
+    }
   }
 }
 
