@@ -411,7 +411,7 @@ inline bool store_halves(const float* x, int32_t head_dim, int64_t stride, uint1
 }
 
 /// The same as integers, x[d] / scale rounded to nearest, ties to even. The scale is, of kScales from
-/// max |x| / 127.4 up, the one of least squared error: 15% less than that of max |x| / 127 for 64 numbers.
+/// max |x| / 127.4 up, the one of least squared error, which for 64 numbers is a tenth less than at max |x| / 127.
 /// Where the scale would be below the normal floats, the numbers count as zeros.
 inline bool store_integers(const float* x, int32_t head_dim, int64_t stride, int8_t* to, float* scale) {
   constexpr int kScales = 8;

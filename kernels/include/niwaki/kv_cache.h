@@ -25,7 +25,7 @@ struct KvShape {
 ///   keys of (layer, block, kv head):    [head_dim][block_size]   a lane is a token
 ///   values of (layer, block, kv head):  [block_size][head_dim]   a lane is a dimension
 ///
-/// A page of kQ8 ends in the scales of its tokens; x[d] is integer[d] * scale, scale = max |x| / 127:
+/// A page of kQ8 ends in the scales of its tokens; x[d] is integer[d] * scale, scale about max |x| / 127:
 ///
 ///    head_dim * block_size int8          block_size float
 ///   +---------------------------------+------------------+

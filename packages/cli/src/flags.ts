@@ -38,7 +38,9 @@ export function addModelFlags(command: Command): Command {
 export function addRunFlags(command: Command): Command {
   return command
     .option("-t, --threads <n>", "CPU threads; one per core if absent", wholeNumber)
-    .addOption(new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]))
+    .addOption(
+      new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]),
+    )
     .option("--tier <name>", "kernels for an instruction set: avx512, avx2, portable; the best if absent");
 }
 
