@@ -58,7 +58,7 @@ KvShape checked(const KvShape& shape) {
 // [layer][block][kv head][keys, values]: what one block takes of a layer lies together.
 KvCache::KvCache(const KvShape& shape)
     : shape_(checked(shape)),
-      memory_(std::make_unique<PageMemory>(bytes(), PageSize::kSmall, "the KV cache")) {}
+      memory_(std::make_unique<PageMemory>(bytes(), PageSize::kHuge, "the KV cache")) {}
 
 KvCache::~KvCache() = default;
 
