@@ -10,8 +10,16 @@ namespace niwaki {
 namespace {
 
 size_t page_bytes(const KvShape& shape) {
-  return static_cast<size_t>(shape.head_dim) * static_cast<size_t>(shape.block_size) *
-         (shape.type == KvType::kF16 ? 2 : 4);
+  const auto tokens = static_cast<size_t>(shape.block_size), dim = static_cast<size_t>(shape.head_dim);
+  switch (shape.type) {
+    case KvType::kF16:
+      return tokens * dim * sizeof(uint16_t);
+    case KvType::kF32:
+      return tokens * dim * sizeof(float);
+    case KvType::kQ8:
+      return tokens * (dim + sizeof(float));
+  }
+  return 0;
 }
 
 KvShape checked(const KvShape& shape) {
@@ -27,7 +35,7 @@ KvShape checked(const KvShape& shape) {
   require(shape.block_size > 0 && shape.block_size % 16 == 0, "block_size must be a positive multiple of 16",
           shape.block_size);
   require(shape.blocks > 0, "blocks must be at least 1", shape.blocks);
-  require(shape.type == KvType::kF16 || shape.type == KvType::kF32, "unknown type",
+  require(shape.type >= KvType::kF16 && shape.type <= KvType::kQ8, "unknown type",
           static_cast<int32_t>(shape.type));
   // layers * blocks * kv_heads * 2 pages; every factor is under 2^31, so two steps of 64 bits can be checked.
   size_t bytes = page_bytes(shape);
@@ -50,7 +58,7 @@ KvShape checked(const KvShape& shape) {
 // [layer][block][kv head][keys, values]: what one block takes of a layer lies together.
 KvCache::KvCache(const KvShape& shape)
     : shape_(checked(shape)),
-      memory_(std::make_unique<PageMemory>(bytes(), PageSize::kSmall, "the KV cache")) {}
+      memory_(std::make_unique<PageMemory>(bytes(), PageSize::kHuge, "the KV cache")) {}
 
 KvCache::~KvCache() = default;
 

@@ -197,7 +197,6 @@ void CpuPlan::run_op(const QkNormRopeOp& op, size_t index) {
 void CpuPlan::run_op(const KvStoreOp& op, size_t index) {
   const QkvLayout& l = op.layout;
   const KvShape& shape = op.kv->shape();
-  const bool half = shape.type == KvType::kF16;
   std::atomic<int64_t> bad{INT64_MAX};
   share(row_count(op.qkv) * l.kv_heads, 8 * l.head_dim, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -209,16 +208,18 @@ void CpuPlan::run_op(const KvStoreOp& op, size_t index) {
       const int32_t slot = place.position % shape.block_size;
       const float* key = at(op.qkv, row) + int64_t{l.heads + head} * l.head_dim;
       const float* value = key + int64_t{l.kv_heads} * l.head_dim;
-      const bool key_fits = tier_.attention.store_key(key, l.head_dim, shape.block_size, slot, half,
+      const bool key_fits = tier_.attention.store_key(key, l.head_dim, shape.block_size, slot, shape.type,
                                                       op.kv->keys(op.layer, block, head));
       const bool value_fits =
-          tier_.attention.store_value(value, l.head_dim, slot, half, op.kv->values(op.layer, block, head));
+          tier_.attention.store_value(value, l.head_dim, shape.block_size, slot, shape.type,
+                                      op.kv->values(op.layer, block, head));
       if (!key_fits || !value_fits) note(bad, row);
     }
   });
-  require_finite(
-      first_of(bad), op.qkv, index,
-      half ? "keys or values, as float16 (up to 65504; float32 pages hold more)," : "keys or values");
+  require_finite(first_of(bad), op.qkv, index,
+                 shape.type == KvType::kF16
+                     ? "keys or values, as float16 (up to 65504; pages of other types hold more),"
+                     : "keys or values");
 }
 
 void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
@@ -231,16 +232,24 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
     const int32_t end = row + sequence.row_count;
     for (; row < end; row += std::min(most, end - row)) tiles_.push_back({row, std::min(most, end - row)});
   }
+  // Where there are more threads than tiles, the query heads of a KV head are shared out too: its pages are
+  // then read more than once, but by threads that would have had nothing to do.
+  const int64_t heads = static_cast<int64_t>(tiles_.size()) * l.kv_heads;
+  const auto parts_wanted = static_cast<int32_t>(std::min<int64_t>(group, (pool_.threads() + heads - 1) / heads));
+  const int32_t part_heads = (group + parts_wanted - 1) / parts_wanted;
+  const int32_t parts = (group + part_heads - 1) / part_heads;
   const auto attend = [&](int index, int64_t item) {
     // From the back: the last tiles of a prompt see most, and what runs longest should start first.
-    const Tile& rows = tiles_[tiles_.size() - 1 - static_cast<size_t>(item / l.kv_heads)];
-    const auto head = static_cast<int32_t>(item % l.kv_heads);
+    const Tile& rows = tiles_[tiles_.size() - 1 - static_cast<size_t>(item / parts / l.kv_heads)];
+    const auto head = static_cast<int32_t>(item / parts % l.kv_heads);
+    const auto first_head = static_cast<int32_t>(item % parts) * part_heads;
+    const int64_t at_head = (int64_t{head} * group + first_head) * l.head_dim;
     const Row& first = rows_[static_cast<size_t>(rows.first_row)];
     AttentionTile tile;
-    tile.q = at(op.qkv, rows.first_row) + int64_t{head} * group * l.head_dim;
+    tile.q = at(op.qkv, rows.first_row) + at_head;
     tile.q_stride = buffer(op.qkv).stride;
     tile.rows = rows.rows;
-    tile.group = group;
+    tile.group = std::min(part_heads, group - first_head);
     tile.head_dim = l.head_dim;
     tile.first_position = first.position;
     tile.block_table = step_->sequences[static_cast<size_t>(first.sequence)].block_table.data();
@@ -248,16 +257,15 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
     tile.values = op.kv->values(op.layer, 0, head);
     tile.block_bytes = op.kv->block_bytes();
     tile.block_size = shape.block_size;
-    tile.half = shape.type == KvType::kF16;
+    tile.type = shape.type;
     tile.scale = 1.0f / std::sqrt(static_cast<float>(l.head_dim));
-    tile.out = at(op.out, rows.first_row) + int64_t{head} * group * l.head_dim;
+    tile.out = at(op.out, rows.first_row) + at_head;
     tile.out_stride = buffer(op.out).stride;
     tile.scratch = attention_scratch_ + index * attention_scratch_stride_;
     tier_.attention.attend(tile);
   };
   pool_.parallel([&](Worker& worker) {
-    worker.each(static_cast<int64_t>(tiles_.size()) * l.kv_heads, 1,
-                [&](int64_t item, int64_t) { attend(worker.index(), item); });
+    worker.each(heads * parts, 1, [&](int64_t item, int64_t) { attend(worker.index(), item); });
   });
 }
 

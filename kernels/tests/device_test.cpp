@@ -74,7 +74,7 @@ bool contains(const std::string& text, const std::string& part) {
 TEST(the_same_sequence_has_the_same_bits) {
   const std::vector<int32_t> tokens = random_tokens(45, 3);
   const std::vector<int32_t> table = {9, 2, 31};
-  for (const KvType type : {KvType::kF16, KvType::kF32}) {
+  for (const KvType type : {KvType::kF16, KvType::kF32, KvType::kQ8}) {
     MiniModel model;
     model.kv_type = type;
     std::vector<float> expected;
@@ -161,9 +161,9 @@ TEST(what_is_not_finite_is_named) {
   CHECK(contains(message_of(ErrorCode::kNonFinite, [&] { run(*device, device->compile(spec), step); }),
                  "activations of row 0 (sequence 0, position 7) are not finite at blk.0.attn_norm"));
 
-  // Keys of 1e6 fit float32 pages and not float16.
+  // Keys of 1e6 fit pages of all types but float16.
   step.sequences = {{3, 3, {0}}};
-  for (const KvType type : {KvType::kF16, KvType::kF32}) {
+  for (const KvType type : {KvType::kF16, KvType::kF32, KvType::kQ8}) {
     model.embedding_scale = 1;
     model.kv_type = type;
     spec = make_spec(*device, model);

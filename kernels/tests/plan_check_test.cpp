@@ -259,13 +259,16 @@ TEST(kv_caches) {
   CHECK(refused({1, 1, 24, 16, 1, KvType::kF16}, ErrorCode::kInvalidArgument));
   CHECK(refused({1, 1, 16, 8, 1, KvType::kF16}, ErrorCode::kInvalidArgument));
   CHECK(refused({1, 1, 16, 16, 0, KvType::kF16}, ErrorCode::kInvalidArgument));
-  CHECK(refused({1, 1, 16, 16, 1, static_cast<KvType>(2)}, ErrorCode::kInvalidArgument));
+  CHECK(refused({1, 1, 16, 16, 1, static_cast<KvType>(3)}, ErrorCode::kInvalidArgument));
   CHECK(refused({1 << 30, 1 << 30, 1 << 30, 1 << 30, 1 << 30, KvType::kF32}, ErrorCode::kOutOfMemory));
   const KvCache cache({2, 3, 32, 16, 5, KvType::kF16});
   CHECK(cache.bytes() == 2u * 3 * 32 * 16 * 5 * 2 * 2);
   CHECK(cache.keys(1, 4, 2) + cache.block_bytes() - cache.keys(0, 0, 2) ==
         static_cast<int64_t>(cache.bytes()));
   CHECK(cache.values(1, 4, 2) + 32 * 16 * 2 == cache.keys(0, 0, 0) + cache.bytes());
+  const KvCache integers({2, 3, 32, 16, 5, KvType::kQ8});
+  CHECK(integers.bytes() == 2u * 3 * (32 + 4) * 16 * 5 * 2);  // a scale for each token
+  CHECK(integers.values(0, 0, 0) == integers.keys(0, 0, 0) + (32 + 4) * 16);
 }
 
 TEST_MAIN()

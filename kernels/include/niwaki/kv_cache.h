@@ -7,7 +7,8 @@ namespace niwaki {
 
 class PageMemory;
 
-enum class KvType : int32_t { kF16, kF32 };
+/// kQ8: integers from -127 to 127, a float scale for each token and KV head, of its keys and of its values.
+enum class KvType : int32_t { kF16, kF32, kQ8 };
 
 struct KvShape {
   int32_t layers;
@@ -23,6 +24,13 @@ struct KvShape {
 ///
 ///   keys of (layer, block, kv head):    [head_dim][block_size]   a lane is a token
 ///   values of (layer, block, kv head):  [block_size][head_dim]   a lane is a dimension
+///
+/// A page of kQ8 ends in the scales of its tokens; x[d] is integer[d] * scale, scale about max |x| / 127:
+///
+///    head_dim * block_size int8          block_size float
+///   +---------------------------------+------------------+
+///   | integers, in the order above    | scale of a token |
+///   +---------------------------------+------------------+
 class KvCache {
  public:
   explicit KvCache(const KvShape& shape);  // throws kInvalidArgument, kOutOfMemory

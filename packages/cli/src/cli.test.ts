@@ -80,7 +80,7 @@ describe("niwaki run", () => {
     [["run", "-p", "x", "--tier", "mmx"], /mmx/],
     [["run", "-p", "x", "-c", "9999"], /contextLength.*2048/],
     [["run", "-p", "x", "-m", "missing.gguf"], /missing\.gguf/],
-    [["run", "-p", "x", "--kv", "q8"], /q8/],
+    [["run", "-p", "x", "--kv", "q4"], /q4.*f16, f32, q8/s],
     [["walk"], /walk/],
   ])("says what is wrong: %j", async (args, message) => {
     const { code, out, err } = await niwaki(args);
@@ -123,6 +123,7 @@ describe("niwaki logits", () => {
     expect(Buffer.compare(await run("--chunk", "1", "-t", "3"), whole)).toBe(0);
     expect(Buffer.compare(await run("--tier", "portable"), whole)).toBe(0);
     expect(Buffer.compare(await run("--kv", "f32"), whole)).not.toBe(0);
+    expect(Buffer.compare(await run("--kv", "q8"), whole)).not.toBe(0);
   });
 
   it("refuses what is no array of numbers", async () => {
@@ -168,8 +169,8 @@ describe("niwaki inspect", () => {
     expect(code).toBe(0);
     expect(out).toContain("layers        4");
     expect(out).toContain("4 query, 2 key/value, of 64");
-    // 2 × 4 layers × 2 heads × 64 × 2 bytes × 1000 tokens.
-    expect(out).toContain("KV cache      2.05 MB as f16, 4.10 MB as f32");
+    // 2 × 4 layers × 2 heads × 64 × 2 bytes × 1000 tokens; as q8 64 bytes and a scale of 4 for each head.
+    expect(out).toContain("KV cache      2.05 MB as f16, 4.10 MB as f32, 1.09 MB as q8");
     expect(out).toContain("runs: yes");
   });
 

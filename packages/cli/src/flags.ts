@@ -2,11 +2,13 @@ import { demoModelPath } from "@niwaki/demo-model";
 import type { GenerateOptions, LoadOptions } from "@niwaki/qwen3-model";
 import { type Command, InvalidArgumentError, Option } from "commander";
 
+type KvType = NonNullable<LoadOptions["kvType"]>;
+
 export interface ModelFlags {
   model: string;
   threads?: number;
   ctxSize?: number;
-  kv?: "f16" | "f32";
+  kv?: KvType;
   tier?: string;
 }
 
@@ -36,7 +38,9 @@ export function addModelFlags(command: Command): Command {
 export function addRunFlags(command: Command): Command {
   return command
     .option("-t, --threads <n>", "CPU threads; one per core if absent", wholeNumber)
-    .addOption(new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32"]))
+    .addOption(
+      new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]),
+    )
     .option("--tier <name>", "kernels for an instruction set: avx512, avx2, portable; the best if absent");
 }
 

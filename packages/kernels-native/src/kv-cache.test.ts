@@ -17,9 +17,11 @@ describe("KvCache", () => {
   it("holds keys and values of every layer, head, slot and dimension", () => {
     using half = device.createKvCache(shape);
     using full = device.createKvCache({ ...shape, type: "f32" });
+    using integers = device.createKvCache({ ...shape, type: "q8" });
     const values = 2 * 3 * 2 * 32 * 16 * 5;
     expect(half.byteLength).toBe(2 * values);
     expect(full.byteLength).toBe(4 * values);
+    expect(integers.byteLength).toBe(values + values / 8); // a scale of 4 bytes for the 32 numbers of a head
     expect(half.shape).toEqual(shape);
     expect(half.layer(2).index).toBe(2);
     expect(half.layer(2).cache).toBe(half);
@@ -44,7 +46,7 @@ describe("KvCache", () => {
       [{ headDim: 40 }, "shape.headDim is 40: it must be a multiple of 16"],
       [{ blockSize: 8 }, "shape.blockSize is 8: it must be an integer from 16 to 2147483647"],
       [{ blocks: 1.5 }, "shape.blocks is 1.5: it must be an integer from 1 to 2147483647"],
-      [{ type: "q8" }, 'shape.type is "q8": it must be "f16" or "f32"'],
+      [{ type: "q4" }, 'shape.type is "q4": it must be "f16", "f32" or "q8"'],
     ];
     for (const [change, message] of cases) {
       const error = await failure("invalid-argument", () => device.createKvCache({ ...shape, ...change } as KvShape));
@@ -78,14 +80,17 @@ describe("KvCache", () => {
     expect(collected).toBeGreaterThan(10);
   });
 
-  it("in float16 is close to float32", async () => {
+  it.each([
+    ["f16", 1e-3],
+    ["q8", 1e-2],
+  ] as const)("in %s is close to float32", async (type, bound) => {
     const weights = tinyWeights("F32");
     using full = await TinyModel.load(device, weights, "f32");
-    using half = await TinyModel.load(device, weights, "f16");
+    using small = await TinyModel.load(device, weights, type);
     const tokens = [5, 17, 99, 0, 42, 8, 64];
     const expected = (await full.step(tokens, 0)).logits;
-    const actual = (await half.step(tokens, 0)).logits;
+    const actual = (await small.step(tokens, 0)).logits;
     expect(actual).not.toEqual(expected);
-    expect(relativeError(actual, expected)).toBeLessThan(1e-3);
+    expect(relativeError(actual, expected)).toBeLessThan(bound);
   });
 });

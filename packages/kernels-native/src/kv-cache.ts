@@ -3,10 +3,10 @@ import { checkInteger, checkMultiple, checkObject, invalid } from "./check.js";
 import { callNative } from "./error.js";
 import { Owner } from "./owner.js";
 
-/** How keys and values are stored. */
-export type KvType = "f16" | "f32";
+/** How keys and values are stored. `q8`: 8-bit integers with a float32 scale for each token and KV head, K and V apart. */
+export type KvType = "f16" | "f32" | "q8";
 
-const kvTypes: Readonly<Record<KvType, number>> = { f16: 0, f32: 1 };
+const kvTypes: Readonly<Record<KvType, number>> = { f16: 0, f32: 1, q8: 2 };
 
 /** One block id serves all layers: a block holds `blockSize` tokens of each. */
 export interface KvShape {
@@ -41,7 +41,7 @@ export class KvCache implements Disposable {
     checkMultiple("shape.headDim", headDim, 16);
     checkMultiple("shape.blockSize", blockSize, 16);
     checkInteger("shape.blocks", blocks, 1);
-    if (!Object.hasOwn(kvTypes, type)) throw invalid("shape.type", type, 'it must be "f16" or "f32"');
+    if (!Object.hasOwn(kvTypes, type)) throw invalid("shape.type", type, 'it must be "f16", "f32" or "q8"');
     this.shape = Object.freeze({ layers, kvHeads, headDim, blockSize, blocks, type });
     const native = callNative(() => addon().createKvCache({ ...this.shape, type: kvTypes[type] }));
     this.byteLength = native.byteLength;

@@ -40,8 +40,8 @@ export function examineModel(file: GgufFile): Examination {
   return { config, tokenizer, problems };
 }
 
-/** Bytes of KV cache for `tokens` tokens: K and V of every layer. */
+/** Bytes of KV cache for `tokens` tokens: K and V of every layer, with the scales of "q8". */
 export function kvCacheBytes(config: Qwen3Config, tokens: number, type: KvType): number {
-  const bytesPerNumber = type === "f16" ? 2 : 4;
-  return 2 * config.layers * config.kvHeads * config.headDim * bytesPerNumber * tokens;
+  const headBytes = { f16: 2 * config.headDim, f32: 4 * config.headDim, q8: config.headDim + 4 }[type];
+  return 2 * config.layers * config.kvHeads * headBytes * tokens;
 }

@@ -30,7 +30,7 @@ export interface LoadOptions {
   contextLength?: number;
   /** Tokens that the KV cache holds for all answers together; `contextLength` if absent. */
   kvCacheTokens?: number;
-  /** Number type of the KV cache: "f16" (the default) or "f32". */
+  /** Number type of the KV cache: "f16" (the default), "f32", or "q8" (8 bits, half the memory and reading of "f16"). */
   kvType?: KvType;
   /** Most tokens of one prompt in a step. 256 if absent. */
   chunkSize?: number;

@@ -58,6 +58,7 @@ function describe(file: GgufFile, { config, tokenizer, problems }: Examination, 
             weights: bytes,
             kvF16: kvCacheBytes(config, contextLength, "f16"),
             kvF32: kvCacheBytes(config, contextLength, "f32"),
+            kvQ8: kvCacheBytes(config, contextLength, "q8"),
           },
     runs: problems.length === 0,
     problems: problems.map((problem) => problem.message),
@@ -94,12 +95,12 @@ function format(d: Description): string {
     );
   }
   if (d.memory !== null) {
-    const { contextLength, weights, kvF16, kvF32 } = d.memory;
+    const { contextLength, weights, kvF16, kvF32, kvQ8 } = d.memory;
     lines.push(
       "",
       `memory with ${contextLength} tokens of context`,
       `  weights       ${size(weights)}`,
-      `  KV cache      ${size(kvF16)} as f16, ${size(kvF32)} as f32`,
+      `  KV cache      ${size(kvF16)} as f16, ${size(kvF32)} as f32, ${size(kvQ8)} as q8`,
     );
   }
   lines.push("", d.runs ? "runs: yes" : "runs: no");
