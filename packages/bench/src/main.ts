@@ -1,8 +1,13 @@
 import { cpuBenchmark } from "./cpu/cpu.js";
+import { engineBenchmark } from "./engine/engine.js";
 import { loadBenchmark } from "./load/load.js";
 
 /** Each benchmark takes the arguments after its name and says what it measures when it prints. */
-const benchmarks: Record<string, (args: string[]) => Promise<void>> = { cpu: cpuBenchmark, load: loadBenchmark };
+const benchmarks: Record<string, (args: string[]) => Promise<void>> = {
+  cpu: cpuBenchmark,
+  engine: engineBenchmark,
+  load: loadBenchmark,
+};
 
 const [name, ...args] = process.argv.slice(2);
 const benchmark = benchmarks[name ?? ""];

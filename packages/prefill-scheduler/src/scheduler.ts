@@ -18,8 +18,11 @@ export interface Schedulable {
 }
 
 const MOST_PRIORITY = 1000;
-/** Prompt rows that a step gets in any case, so that prompts advance also where decode rows alone exceed the target. */
-const LEAST_PROMPT_ROWS = 8;
+/**
+ * Prompt rows that a step gets in any case, so that prompts advance also where decode rows alone exceed the target. More
+ * would miss a target of less than a few decode steps on a CPU, where every row adds a good part of one.
+ */
+const LEAST_PROMPT_ROWS = 1;
 
 /**
  * Decides which tokens of which request run in the next step. There are no phases: the computed tokens of each request
