@@ -1,5 +1,5 @@
-// Times attention over pages that are larger in all than any cache, against reading them once and doing nothing
-// with them: attention_bench [threads] [tier] [f16 | f32 | q8].
+// Times attention over pages that are larger in all than any cache, against reading them once and doing
+// nothing with them: attention_bench [threads] [tier] [f16 | f32 | q8].
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -94,11 +94,12 @@ int main(int argc, char** argv) {
   ThreadPool pool(threads);
   test::Random random(1);
   std::printf("%s, %s, %d threads\n", type.c_str(), tier.name, threads);
-  std::printf("%6s %8s | %9s %10s %10s %11s | %12s %10s\n", "shape", "context", "read GB/s", "decode ms", "GB/s",
-              "of reading", "256 rows ms", "GFMA/s");
+  std::printf("%6s %8s | %9s %10s %10s %11s | %12s %10s\n", "shape", "context", "read GB/s", "decode ms",
+              "GB/s", "of reading", "256 rows ms", "GFMA/s");
   for (const Shape& shape : kShapes) {
     const QkvLayout& l = shape.layout;
-    const int64_t width = int64_t{l.heads + 2 * l.kv_heads} * l.head_dim, tokens = int64_t{l.heads} * l.head_dim;
+    const int64_t width = int64_t{l.heads + 2 * l.kv_heads} * l.head_dim,
+                  tokens = int64_t{l.heads} * l.head_dim;
     const size_t row = row_bytes(DataType::kQ1_0, width);
     std::vector<uint8_t> bits(row * static_cast<size_t>(tokens));
     for (uint8_t& byte : bits) byte = static_cast<uint8_t>(random.next());

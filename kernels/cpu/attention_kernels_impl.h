@@ -225,7 +225,8 @@ inline void soften(const Units& units, int begin, int vectors, Tokens&& tokens) 
     F32x16 top = F32x16::broadcast(units.maxima[u]);
     for (int v = 0; v < vectors; ++v) {
       const int t = v * kLanes;
-      const F32x16 masked = first(tokens(u) - t, F32x16::load(s + t) * F32x16::load(units.factors + t), lowest);
+      const F32x16 masked =
+          first(tokens(u) - t, F32x16::load(s + t) * F32x16::load(units.factors + t), lowest);
       masked.store(s + t);
       top = max(masked, top);
     }
@@ -411,8 +412,8 @@ inline bool store_halves(const float* x, int32_t head_dim, int64_t stride, uint1
 }
 
 /// The same as integers, x[d] / scale rounded to nearest, ties to even. The scale is, of kScales from
-/// max |x| / 127.4 up, the one of least squared error, which for 64 numbers is a tenth less than at max |x| / 127.
-/// Where the scale would be below the normal floats, the numbers count as zeros.
+/// max |x| / 127.4 up, the one of least squared error, which for 64 numbers is a tenth less than at max |x| /
+/// 127. Where the scale would be below the normal floats, the numbers count as zeros.
 inline bool store_integers(const float* x, int32_t head_dim, int64_t stride, int8_t* to, float* scale) {
   constexpr int kScales = 8;
   bool ok = true;

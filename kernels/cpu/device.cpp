@@ -115,7 +115,7 @@ class CpuDevice final : public Device {
   const std::shared_ptr<const void> identity_ = std::make_shared<char>();
   std::atomic<bool> closing_{false};
   WeightArena arena_;  // only jobs use it, one after another
-  ThreadPool pool_;  // last: its end runs the jobs that use the above
+  ThreadPool pool_;    // last: its end runs the jobs that use the above
 };
 
 }  // namespace

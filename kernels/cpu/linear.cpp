@@ -110,8 +110,8 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
                     int64_t y_stride, std::byte* scratch) const {
   const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
   for (int64_t first = 0, count; first < rows; first += count) {
-    // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal size.
-    // Lanes are worth most when full.
+    // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
+    // size. Lanes are worth most when full.
     const int64_t left = rows - first, tiles = (left + kernels_.tile_rows - 1) / kernels_.tile_rows;
     count = kernels_.build_lanes == nullptr ? (left + tiles - 1) / tiles
                                             : std::min<int64_t>(left, kernels_.tile_rows);
@@ -190,7 +190,8 @@ bool Linear::prepare_row(const Tile& tile, const float* x, int64_t x_stride, int
     for (int64_t c = count; c < padded_columns(count); ++c) padded[c] = 0.0f;
   }
   if (!needs_quanta_) return all_finite(values, count);
-  return kernels_.quantize(values, static_cast<int>(count), quanta, tile.sign.scales + group * tile.sign.rows + row);
+  return kernels_.quantize(values, static_cast<int>(count), quanta,
+                           tile.sign.scales + group * tile.sign.rows + row);
 }
 
 void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const {

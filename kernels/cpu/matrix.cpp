@@ -56,8 +56,8 @@ inline void transpose(uint64_t (&words)[8]) {
 }
 
 /// Packs 64 rows of a sign type. Returns whether all scales are finite. 64 rows are more streams than a
-/// processor follows by itself, so what comes next is asked for: the rows of the next block, one after another,
-/// and the group after next of `out`.
+/// processor follows by itself, so what comes next is asked for: the rows of the next block, one after
+/// another, and the group after next of `out`.
 bool pack_block(const SignLayout& layout, const uint8_t* rows, size_t row_size, uint8_t* out) {
   const uint8_t* row_at[kBlockRows];  // by position in a byte column
   for (int r = 0; r < kBlockRows; ++r) row_at[sign_position(r)] = rows + static_cast<size_t>(r) * row_size;

@@ -18,8 +18,8 @@ PageMemory::PageMemory(size_t bytes, PageSize size, const std::string& what) {
 #endif
   const size_t slack = size == PageSize::kHuge ? kHugePage : 0;
   errno = ENOMEM;
-  void* memory = bytes > SIZE_MAX / 2 ? MAP_FAILED
-                                      : mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, flags, -1, 0);
+  void* memory =
+      bytes > SIZE_MAX / 2 ? MAP_FAILED : mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (memory == MAP_FAILED) {
     throw Error(ErrorCode::kOutOfMemory, "cannot reserve " + std::to_string(bytes) + " bytes for " + what +
                                              ": " + std::generic_category().message(errno));

@@ -210,9 +210,8 @@ void CpuPlan::run_op(const KvStoreOp& op, size_t index) {
       const float* value = key + int64_t{l.kv_heads} * l.head_dim;
       const bool key_fits = tier_.attention.store_key(key, l.head_dim, shape.block_size, slot, shape.type,
                                                       op.kv->keys(op.layer, block, head));
-      const bool value_fits =
-          tier_.attention.store_value(value, l.head_dim, shape.block_size, slot, shape.type,
-                                      op.kv->values(op.layer, block, head));
+      const bool value_fits = tier_.attention.store_value(value, l.head_dim, shape.block_size, slot,
+                                                          shape.type, op.kv->values(op.layer, block, head));
       if (!key_fits || !value_fits) note(bad, row);
     }
   });
@@ -235,7 +234,8 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
   // Where there are more threads than tiles, the query heads of a KV head are shared out too: its pages are
   // then read more than once, but by threads that would have had nothing to do.
   const int64_t heads = static_cast<int64_t>(tiles_.size()) * l.kv_heads;
-  const auto parts_wanted = static_cast<int32_t>(std::min<int64_t>(group, (pool_.threads() + heads - 1) / heads));
+  const auto parts_wanted =
+      static_cast<int32_t>(std::min<int64_t>(group, (pool_.threads() + heads - 1) / heads));
   const int32_t part_heads = (group + parts_wanted - 1) / parts_wanted;
   const int32_t parts = (group + part_heads - 1) / part_heads;
   const auto attend = [&](int index, int64_t item) {

@@ -1,8 +1,8 @@
 // Sixteen float lanes, for code that is written once and compiled for every tier. Include it in a tier's .cpp
 // only: cpu/avx512/*.cpp define NIWAKI_SIMD_AVX512 first, cpu/avx2/*.cpp NIWAKI_SIMD_AVX2, cpu/portable/*.cpp
-// nothing. Everything has internal linkage, so that the linker can never give code compiled for one instruction set to another; for the same
-// reason a tier's file uses no template or inline function of the standard library that has a body of its
-// own.
+// nothing. Everything has internal linkage, so that the linker can never give code compiled for one
+// instruction set to another; for the same reason a tier's file uses no template or inline function of the
+// standard library that has a body of its own.
 //
 // Every operation is one IEEE operation per lane with the same result in every tier, NaN payloads aside. The
 // compiler contracts nothing by itself (-ffp-contract=off): a fused multiply-add is written fma().
@@ -38,8 +38,7 @@ struct F32x16 {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16))};
   }
   static inline F32x16 load_i8(const int8_t* p) {
-    return {_mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
   }
   /// Rounds to nearest, ties to even; what is out of range becomes infinity.
   inline void store_f16(uint16_t* p) const {

@@ -124,16 +124,14 @@ class Bench {
           double max = -INFINITY, sum = 0;
           for (int t = 0; t <= p; ++t) {
             double score = 0;
-            for (int d = 0; d < dim; ++d)
-              score += static_cast<double>(q[d]) * page(k, t)[d];
+            for (int d = 0; d < dim; ++d) score += static_cast<double>(q[d]) * page(k, t)[d];
             weights.push_back(score / std::sqrt(static_cast<double>(dim)));
             max = std::max(max, weights.back());
           }
           for (double& w : weights) sum += w = std::exp(w - max);
           for (int d = 0; d < dim; ++d) {
             double exact = 0;
-            for (int t = 0; t <= p; ++t)
-              exact += weights[static_cast<size_t>(t)] / sum * page(v, t)[d];
+            for (int t = 0; t <= p; ++t) exact += weights[static_cast<size_t>(t)] / sum * page(v, t)[d];
             const double got = outs[i][static_cast<size_t>((p * shape_.heads + h) * dim + d)];
             worst = std::max(worst, std::isfinite(got) ? std::fabs(got - exact) : INFINITY);
           }

@@ -107,8 +107,8 @@ TEST(a_row_length_that_does_not_fit_the_type_is_refused) {
   WeightArena arena;
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"blk.1.attn_k.weight", DataType::kQ1_0, 1, &byte}};
-  const std::string message = error_of(ErrorCode::kInvalidArgument,
-                                       [&] { run_job(pool, [&] { Matrix::pack(sources, 192, pool, arena); }); });
+  const std::string message = error_of(
+      ErrorCode::kInvalidArgument, [&] { run_job(pool, [&] { Matrix::pack(sources, 192, pool, arena); }); });
   CHECK(contains(message, "blk.1.attn_k.weight"));
   CHECK(contains(message, "192"));
 }
@@ -118,7 +118,8 @@ TEST(more_memory_than_there_can_be_is_an_error) {
   WeightArena arena;
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"huge", DataType::kF32, int64_t{1} << 44, &byte}};
-  error_of(ErrorCode::kOutOfMemory, [&] { run_job(pool, [&] { Matrix::pack(sources, 1 << 12, pool, arena); }); });
+  error_of(ErrorCode::kOutOfMemory,
+           [&] { run_job(pool, [&] { Matrix::pack(sources, 1 << 12, pool, arena); }); });
 }
 
 TEST(a_vector_must_be_finite) {

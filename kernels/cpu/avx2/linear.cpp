@@ -204,9 +204,9 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
                            tile.offsets[1][2 * at] + tile.offsets[1][2 * at + 1], tile.scales[at], sums);
         } else if (type == DataType::kQ2_0) {
           const int64_t at = g / 2 * tile.rows + t;
-          multiply_block_2<16>(block,
-                               tile.tables[2] + static_cast<size_t>(at) * nibble_table_bytes(2) + g % 2 * 16 * 64,
-                               tile.offsets[2][2 * at + g % 2], tile.scales[at], sums);
+          multiply_block_2<16>(
+              block, tile.tables[2] + static_cast<size_t>(at) * nibble_table_bytes(2) + g % 2 * 16 * 64,
+              tile.offsets[2][2 * at + g % 2], tile.scales[at], sums);
         } else {
           const int64_t at = g * tile.rows + t;
           multiply_block_2<32>(block, tile.tables[2] + static_cast<size_t>(at) * nibble_table_bytes(2),
@@ -219,8 +219,8 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kAvx2LinearKernels = {
-    quantize_group, kLaneRows,     kTableRows,          nibble_table_bytes(1), build_tables,
-    build_lanes,    multiply_sign, multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx2LinearKernels = {quantize_group,        kLaneRows,           kTableRows,
+                                          nibble_table_bytes(1), build_tables,        build_lanes,
+                                          multiply_sign,         multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

@@ -142,8 +142,8 @@ inline void multiply_block(const __m512i* indices, const float* scales, const ui
 
 /// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
 constexpr int kAhead = 9216;
-/// Up to so many rows of the step memory is the limit: then weights are read as they lie, block after block, and the tables
-/// come from the second-level cache.
+/// Up to so many rows of the step memory is the limit: then weights are read as they lie, block after block,
+/// and the tables come from the second-level cache.
 constexpr int kStreamedRows = 2;
 
 /// `kPasses` passes are a scale group, of which a group of activations has `kParts`.
@@ -220,8 +220,8 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kAvx512LinearKernels = {
-    quantize_group, kTileRows, kTileRows, 2 * kPassBytes, build_tables, nullptr, multiply_sign,
-    multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx512LinearKernels = {quantize_group, kTileRows,           kTileRows,
+                                            2 * kPassBytes, build_tables,        nullptr,
+                                            multiply_sign,  multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

@@ -26,8 +26,8 @@ class Matrix {
  public:
   struct Part;  // one source, packed; defined by the CPU kernels
 
-  /// Repacks on the pool into memory of the arena; from inside a job. Throws kNonFinite naming the tensor if a
-  /// weight or scale is NaN or infinite, kInvalidArgument for a row length that is not a multiple of the
+  /// Repacks on the pool into memory of the arena; from inside a job. Throws kNonFinite naming the tensor if
+  /// a weight or scale is NaN or infinite, kInvalidArgument for a row length that is not a multiple of the
   /// type's block, kOutOfMemory.
   static std::shared_ptr<const Matrix> pack(std::span<const MatrixSource> sources, int64_t columns,
                                             ThreadPool& pool, WeightArena& arena);
