@@ -175,7 +175,7 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
         const uint8_t* block = weights + b * block_stride + g * layout.block_bytes();
         if (begin == 0) {
           for (int i = 0; i < layout.block_bytes(); i += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead + i), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead + i), _MM_HINT_NTA);
         }
         for (int pass = 0; pass < kPasses; ++pass)
           build_indices(block + pass * kPassColumns * kBlockRows, indices + pass * 2 * kFields);
