@@ -239,10 +239,12 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
   const int32_t part_heads = (group + parts_wanted - 1) / parts_wanted;
   const int32_t parts = (group + part_heads - 1) / part_heads;
   const auto attend = [&](int index, int64_t item) {
-    // From the back: the last tiles of a prompt see most, and what runs longest should start first.
-    const Tile& rows = tiles_[tiles_.size() - 1 - static_cast<size_t>(item / parts / l.kv_heads)];
-    const auto head = static_cast<int32_t>(item / parts % l.kv_heads);
-    const auto first_head = static_cast<int32_t>(item % parts) * part_heads;
+    // Head by head, so that a thread's pages are of few heads. Each from the back: the last tiles of a prompt
+    // see most, and what runs longest should start first.
+    const auto tiles = static_cast<int64_t>(tiles_.size());
+    const Tile& rows = tiles_[static_cast<size_t>(tiles - 1 - item % tiles)];
+    const auto head = static_cast<int32_t>(item / tiles / parts);
+    const auto first_head = static_cast<int32_t>(item / tiles % parts) * part_heads;
     const int64_t at_head = (int64_t{head} * group + first_head) * l.head_dim;
     const Row& first = rows_[static_cast<size_t>(rows.first_row)];
     AttentionTile tile;

@@ -13,7 +13,7 @@ namespace {
 constexpr uint32_t kJoined = 0xff;  // a pool has at most 255 followers
 constexpr uint32_t kClosed = 0x100;
 constexpr uint32_t kEpoch = 0x200;  // one step of the epoch; wrapping is harmless
-constexpr int kItemBits = 44;       // of Worker's counter
+constexpr uint32_t kCalls = 256;    // of Worker::each in a phase
 constexpr auto kSpin = std::chrono::microseconds(40);
 
 inline void pause() {
@@ -53,21 +53,21 @@ void name_thread(int index) {
 
 }  // namespace
 
-// A thread goes on to call k+1 only when all items of call k are taken, so whoever finds a later call than
-// its own in the counter has nothing left to take.
-int64_t Worker::take(uint64_t call, int64_t items, int64_t grain) {
-  uint64_t value = next_.load(std::memory_order_relaxed);
+// A thread goes on to the next call only when all runs of all shares are taken, so whoever finds a later call
+// than its own in a share has nothing left to take. An earlier one is as good as an untouched share.
+int64_t Worker::take(Taken& taken, uint32_t serial, int64_t size) {
+  uint64_t word = taken.word.load(std::memory_order_relaxed);
   for (;;) {
-    const uint64_t current = value >> kItemBits;
-    if (current > call) return items;
-    const int64_t begin = current < call ? 0 : static_cast<int64_t>(value & ((uint64_t{1} << kItemBits) - 1));
-    if (begin >= items) return items;
-    const uint64_t taken = call << kItemBits | static_cast<uint64_t>(begin + grain);
-    if (next_.compare_exchange_weak(value, taken, std::memory_order_relaxed)) return begin;
+    const auto current = static_cast<uint32_t>(word >> 32);
+    if (current > serial) return size;
+    const int64_t run = current < serial ? 0 : static_cast<int64_t>(word & UINT32_MAX);
+    if (run >= size) return size;
+    const uint64_t next = uint64_t{serial} << 32 | static_cast<uint64_t>(run + 1);
+    if (taken.word.compare_exchange_weak(word, next, std::memory_order_relaxed)) return run;
   }
 }
 
-ThreadPool::ThreadPool(int threads) : state_(kClosed) {
+ThreadPool::ThreadPool(int threads) : state_(kClosed), taken_(static_cast<size_t>(std::max(threads, 0))) {
   if (threads < 1 || threads > 256) throw std::invalid_argument("a thread pool has 1 to 256 threads");
   threads_.reserve(static_cast<size_t>(threads));
   try {
@@ -128,7 +128,7 @@ void ThreadPool::lead() {
 }
 
 void ThreadPool::enter(const Phase& phase, int index) {
-  Worker worker(index, threads(), next_);
+  Worker worker(index, threads(), taken_.data(), serial_);
   try {
     phase.call(phase.context, worker);
   } catch (...) {
@@ -138,7 +138,10 @@ void ThreadPool::enter(const Phase& phase, int index) {
 }
 
 void ThreadPool::run(Phase phase) {
-  next_.store(0, std::memory_order_relaxed);
+  serial_ += kCalls;
+  if (serial_ == 0) {  // begins again: no share may hold a later number
+    for (Worker::Taken& taken : taken_) taken.word.store(0, std::memory_order_relaxed);
+  }
   if (threads() > 1) {
     phase_ = phase;
     left_.store(0, std::memory_order_relaxed);

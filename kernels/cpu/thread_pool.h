@@ -22,26 +22,45 @@ class Worker {
   int index() const { return index_; }
   int count() const { return count_; }
 
-  /// Shares `items` among the threads of the phase in runs of `grain`, taken as threads become free. Which
+  /// Shares `items` among the threads of the phase in runs of `grain`. A thread goes through a share of its
+  /// own in ascending order, so that memory is read as one stream, then helps with those of others. Which
   /// thread takes which item must not matter to the result: threads split rows, never a reduction. Returns
-  /// when nothing is left to take; other threads may still be at their last run. Several calls in one phase
-  /// are shared one after another, and every thread must make the same calls.
+  /// when nothing is left to take; other threads may still be at their last run. Several calls in one phase,
+  /// at most 256, are shared one after another, and every thread must make the same calls.
   template <class F>  // void(int64_t begin, int64_t end)
   void each(int64_t items, int64_t grain, F&& f) {
-    const uint64_t call = calls_++;
-    int64_t begin;
-    while ((begin = take(call, items, grain)) < items) f(begin, std::min(begin + grain, items));
+    const uint32_t serial = serial_++;
+    const int64_t runs = (items + grain - 1) / grain;
+    for (int i = 0; i < count_; ++i) {
+      const int share = index_ + i < count_ ? index_ + i : index_ + i - count_;
+      const int64_t first = first_run(runs, share), size = first_run(runs, share + 1) - first;
+      for (int64_t run; (run = take(taken_[share], serial, size)) < size;) {
+        const int64_t begin = (first + run) * grain;
+        f(begin, std::min(begin + grain, items));
+      }
+    }
+  }
+
+  /// The first item of this thread's share in a call of `each`, or `items` if it has none.
+  int64_t first_item(int64_t items, int64_t grain) const {
+    return std::min(items, first_run((items + grain - 1) / grain, index_) * grain);
   }
 
  private:
   friend class ThreadPool;
-  Worker(int index, int count, std::atomic<uint64_t>& next) : index_(index), count_(count), next_(next) {}
-  int64_t take(uint64_t call, int64_t items, int64_t grain);
+  /// What is taken of a thread's share: | serial number of the call (32 bits) | runs (32 bits) |
+  struct alignas(64) Taken {
+    std::atomic<uint64_t> word{0};
+  };
+  Worker(int index, int count, Taken* taken, uint32_t serial)
+      : index_(index), count_(count), taken_(taken), serial_(serial) {}
+  int64_t first_run(int64_t runs, int share) const { return (runs * share + count_ - 1) / count_; }
+  static int64_t take(Taken& taken, uint32_t serial, int64_t size);
 
   int index_;
   int count_;
-  uint64_t calls_ = 0;
-  std::atomic<uint64_t>& next_;
+  Taken* taken_;  // of every share
+  uint32_t serial_;
 };
 
 /// A persistent pool. Jobs run one after another on thread 0, which leads the others through parallel phases.
@@ -82,11 +101,12 @@ class ThreadPool {
   // bits) |
   alignas(64) std::atomic<uint32_t> state_;
   alignas(64) std::atomic<uint32_t> left_{0};  // followers that have left the phase
-  alignas(64) std::atomic<uint64_t> next_{0};  // | call of each | next item |
   alignas(64) std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> leader_sleeps_{false};
   std::atomic<bool> stopping_{false};
   Phase phase_{};
+  uint32_t serial_ = 0;  // of the first call of `each` in the phase; the next phase begins 256 later
+  std::vector<Worker::Taken> taken_;
   std::exception_ptr failure_;
   std::mutex failure_mutex_;
 

@@ -17,6 +17,7 @@ struct MiniModel {
   int32_t max_rows = 64, max_outputs = 64, block_size = 16, blocks = 40;
   KvType kv_type = KvType::kF16;
   float embedding_scale = 1;
+  bool quantized_embedding = false;
   RopeScaling scaling = RopeScaling::kYarn;
 };
 
@@ -47,6 +48,14 @@ inline std::shared_ptr<const Matrix> random_q1(Device& device, Random& random, c
   return load(device, sources, columns, bytes);
 }
 
+inline std::shared_ptr<const Matrix> random_f32(Device& device, Random& random, const std::string& name,
+                                                int64_t rows, int64_t columns, float scale) {
+  auto values = std::make_shared<std::vector<float>>(
+      random.normals(static_cast<size_t>(rows) * static_cast<size_t>(columns), scale));
+  return load(device, {{name, DataType::kF32, rows, reinterpret_cast<const uint8_t*>(values->data())}},
+              columns, values);
+}
+
 inline PlanSpec make_spec(Device& device, const MiniModel& m, uint64_t seed = 1) {
   Random random(seed);
   const auto norm = [&](int32_t n) {
@@ -63,12 +72,10 @@ inline PlanSpec make_spec(Device& device, const MiniModel& m, uint64_t seed = 1)
                   {q_width, false},  {m.ffn, false},    {m.hidden, true},   {m.vocabulary, true}};
   const auto add = [&](const std::string& label, Op op) { spec.ops.push_back({std::move(op), label}); };
 
-  auto table = std::make_shared<std::vector<float>>(
-      random.normals(static_cast<size_t>(m.vocabulary) * static_cast<size_t>(m.hidden), m.embedding_scale));
-  const auto embedding = load(
-      device,
-      {{"token_embd.weight", DataType::kF32, m.vocabulary, reinterpret_cast<const uint8_t*>(table->data())}},
-      m.hidden, table);
+  const auto embedding =
+      m.quantized_embedding
+          ? random_q1(device, random, "token_embd", m.vocabulary, m.hidden)
+          : random_f32(device, random, "token_embd", m.vocabulary, m.hidden, m.embedding_scale);
   const auto kv =
       std::make_shared<KvCache>(KvShape{m.layers, m.kv_heads, m.head_dim, m.block_size, m.blocks, m.kv_type});
   std::memset(kv->keys(0, 0, 0), 0xff, kv->bytes());  // NaN until written

@@ -1,6 +1,7 @@
 #include "cpu/thread_pool.h"
 
 #include <stdexcept>
+#include <utility>
 
 #include "tests/check.h"
 #include "tests/job.h"
@@ -27,6 +28,34 @@ TEST(every_item_runs_once) {
       CHECK(in_range);
       for (const auto& count : seen) CHECK(count == 1);
     }
+  }
+}
+
+TEST(a_thread_begins_with_its_own_share_and_helps_with_the_others) {
+  ThreadPool pool(3);
+  std::vector<std::vector<int64_t>> taken(3);
+  run_job(pool, [&] {
+    std::atomic<int> begun{0}, done{0};
+    pool.parallel([&](Worker& worker) {
+      auto& mine = taken[static_cast<size_t>(worker.index())];
+      worker.each(60, 1, [&](int64_t begin, int64_t) {
+        mine.push_back(begin);
+        if (mine.size() > 1) return;
+        for (++begun; begun < 3;) std::this_thread::yield();
+        // Thread 1 stays at its first item until the others have done everything else.
+        while (worker.index() == 1 && done < 2) std::this_thread::yield();
+      });
+      ++done;
+    });
+  });
+  for (size_t thread = 0; thread < 3; ++thread)
+    CHECK(taken[thread].front() == static_cast<int64_t>(thread) * 20);
+  CHECK(taken[1].size() == 1);
+  CHECK(taken[0].size() + taken[2].size() == 59);
+  // The share of a thread that stays away is taken from its beginning, as its own is.
+  for (const size_t thread : {0, 2}) {
+    int64_t last[3] = {-1, -1, -1};
+    for (const int64_t item : taken[thread]) CHECK(item > std::exchange(last[item / 20], item));
   }
 }
 
