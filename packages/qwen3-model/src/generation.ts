@@ -1,5 +1,6 @@
 import type { StreamDecoder } from "@niwaki/tokenizer";
-import type { Engine, EngineRequest, Sample } from "./engine.js";
+import type { Engine } from "./engine.js";
+import type { EngineRequest, Sample } from "./engine-request.js";
 import type { CheckedSampling } from "./options.js";
 import { StopText } from "./stop-text.js";
 
