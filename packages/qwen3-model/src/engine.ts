@@ -35,13 +35,13 @@ interface Running extends EngineStep {
   readonly prepared: Prepared;
   /** What is left of the plan. */
   readonly plan: StepPlan<Entry>;
-  readonly started: number;
   readonly result: Promise<StepResult>;
 }
 
 /** A step that ended, and is still to be reported. */
 interface Ended {
   readonly running: Running;
+  readonly started: number;
   readonly ended: number;
   readonly delivered: number;
 }
@@ -221,7 +221,7 @@ export class Engine {
       if (plan.tokens > 0) {
         const step = engineStep(plan);
         const result = this.#plan.run(step.step, { signal: this.#abort.signal });
-        this.#running = { ...step, prepared, plan, result, started: performance.now() };
+        this.#running = { ...step, prepared, plan, result };
         return this.#running;
       }
       this.#scheduler.recycle(prepared.plan);
@@ -250,7 +250,7 @@ export class Engine {
   }
 
   /** The tokens of a step: who goes on, and who ends. */
-  #deliver(running: Running, { samples }: StepResult): Ended {
+  #deliver(running: Running, { samples, started }: StepResult): Ended {
     const ended = performance.now();
     const { plan, sampled } = running;
     this.#stop();
@@ -261,7 +261,7 @@ export class Engine {
       if (sampling === undefined && onLogits === undefined && end === entry.promptTokens) this.#end(entry);
     }
     for (const [i, entry] of sampled.entries()) if (!entry.gone) this.#take(entry, samples[i]!);
-    return { running, ended, delivered: performance.now() };
+    return { running, started, ended, delivered: performance.now() };
   }
 
   async #giveLogits(running: Running, logits: Float32Array): Promise<void> {
@@ -302,8 +302,8 @@ export class Engine {
   }
 
   /** After the next step has started: what is known of this one. */
-  #report({ running, ended, delivered }: Ended): void {
-    const { plan, prepared, started } = running;
+  #report({ running, started, ended, delivered }: Ended): void {
+    const { plan, prepared } = running;
     this.#scheduler.observe(plan, ended - started);
     this.#statistics.count({
       number: plan.number,
