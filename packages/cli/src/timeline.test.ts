@@ -6,6 +6,7 @@ it("has a slice of each request in each step, in microseconds from the first", (
   const step = (number: number, begun: number, chunks: StepRecord["chunks"]): StepRecord => ({
     number,
     begun,
+    planned: begun + 0.5,
     started: begun + 1,
     ended: begun + 5,
     delivered: begun + 5.5,
@@ -29,10 +30,10 @@ it("has a slice of each request in each step, in microseconds from the first", (
   ]);
   expect(slices.filter(({ tid }) => tid === 2).map(({ name }) => name)).toEqual(["preempted"]);
   expect(slices.filter(({ tid }) => tid === 0).map(({ name, ts, dur }) => [name, ts, dur])).toEqual([
-    ["plan", 0, 1000],
+    ["plan", 0, 500],
     ["step of 7", 1000, 4000],
     ["deliver", 5000, 500],
-    ["plan", 6000, 1000],
+    ["plan", 6000, 500],
     ["step of 1", 7000, 4000],
     ["deliver", 11000, 500],
   ]);

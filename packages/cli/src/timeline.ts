@@ -40,14 +40,14 @@ export function timeline(steps: readonly StepRecord[], requestNames: readonly st
   name(ENGINE, "engine");
   for (const [i, text] of requestNames.entries()) name(i + 1, text);
   for (const step of steps) {
-    slice(ENGINE, "plan", step.begun, step.started, { step: step.number });
+    slice(ENGINE, "plan", step.begun, step.planned, { step: step.number });
     slice(ENGINE, `step of ${step.rows}`, step.started, step.ended, { step: step.number, rows: step.rows });
     slice(ENGINE, "deliver", step.ended, step.delivered, { step: step.number });
     for (const { request, start, end, sample } of step.chunks) {
       const what = end - start === 1 && sample ? "decode" : `prefill ${start}–${end}`;
       slice(request, what, step.started, step.ended, { step: step.number, start, end });
     }
-    for (const request of step.preempted) slice(request, "preempted", step.begun, step.started, { step: step.number });
+    for (const request of step.preempted) slice(request, "preempted", step.begun, step.planned, { step: step.number });
     counter("rows", step.started, step.rows);
     counter("free blocks", step.started, step.freeBlocks);
     counter("waiting", step.started, step.waiting);

@@ -41,11 +41,12 @@ export class Plan implements Disposable {
     const { signal } = checkObject("options", options);
     if (signal !== undefined) checkInstance("options.signal", signal, AbortSignal);
     const { tokens, sequences, outputs, samples, logits } = flattenStep(step, this.#limits);
+    const started = performance.now();
     const result = await this.#jobs.start<[Float64Array, Float32Array | null]>(
       (callback) => addon().runPlan(device, plan, tokens, sequences, outputs, samples, logits, callback),
       signal,
     );
-    return { samples: readSamples(result[0]), logits: result[1] };
+    return { samples: readSamples(result[0]), logits: result[1], started };
   }
 
   /** Frees the plan's memory and its shares of matrices and caches, once the runs in flight have ended. */

@@ -29,9 +29,9 @@ async function messageOf(change: Partial<Record<keyof Step, unknown>>): Promise<
 
 describe("a step", () => {
   it("returns what was asked for and nothing else", async () => {
-    expect(await model.plan.run(good)).toEqual({ samples: [], logits: null });
+    expect(await model.plan.run(good)).toEqual({ samples: [], logits: null, started: expect.any(Number) });
     const none = await model.plan.run({ ...good, outputs: Int32Array.of(), logits: true });
-    expect(none).toEqual({ samples: [], logits: new Float32Array(0) });
+    expect(none).toEqual({ samples: [], logits: new Float32Array(0), started: expect.any(Number) });
     const all = await model.plan.run({ ...good, outputs: Int32Array.of(0, 2), logits: true, samples: [{ output: 1 }] });
     expect(all.logits).toHaveLength(200);
     const last = all.logits!.subarray(100);

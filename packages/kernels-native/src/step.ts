@@ -68,4 +68,6 @@ export interface StepResult {
   samples: SampleResult[];
   /** `[outputs, vocabulary]`, or null unless asked for. */
   logits: Float32Array | null;
+  /** When the device got the step, checked and laid out: milliseconds of `performance.now()`. */
+  started: number;
 }

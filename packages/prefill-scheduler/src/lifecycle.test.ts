@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { error, make, names, rows, TestBlocks, type TestRequest } from "./test-scheduling.js";
+import { error, make, names, rows, TestBlocks, type TestRequest, TestSupply } from "./test-scheduling.js";
 
 describe("the end of a request", () => {
   it("returns every block at any moment, also while its step runs", () => {
@@ -63,6 +63,7 @@ describe("the end of a request", () => {
     for (const use of [
       () => scheduler.finish(a),
       () => scheduler.append(a, 1),
+      () => scheduler.retract(a, 1),
       () => scheduler.advance(a, 1),
       () => scheduler.progress(a),
     ]) {
@@ -89,6 +90,53 @@ describe("steps under way at once", () => {
       ["a", 512, 513],
       ["b", 512, 513],
     ]);
+  });
+
+  it("has rows for tokens that are still to come, and takes back those that do not", () => {
+    const { scheduler, blocks, add } = make({}, new TestSupply(10, 4));
+    const [a, b, c] = [add("a", 3), add("b", 4), add("c", 5)];
+    const running = scheduler.schedule();
+    scheduler.complete(running);
+    for (const { request } of running.chunks) scheduler.append(request, 1);
+    const prepared = scheduler.schedule();
+    expect(rows(prepared)).toEqual([
+      ["a", 3, 4],
+      ["b", 4, 5],
+      ["c", 5, 6],
+    ]);
+    // The step has ended: a goes on, b does not, c waits for its reader.
+    scheduler.finish(b);
+    scheduler.retract(c, 1);
+    const started = { ...prepared, tokens: 1, chunks: prepared.chunks.filter(({ request }) => request === a) };
+    scheduler.complete(started);
+    scheduler.observe(started, 5);
+    scheduler.recycle(prepared);
+    scheduler.checkIntegrity();
+    expect(scheduler.schedule().tokens).toBe(0);
+    scheduler.append(c, 1);
+    expect(rows(scheduler.schedule())).toEqual([["c", 5, 6]]);
+    for (const request of [a, c]) scheduler.finish(request);
+    expect(blocks.free).toBe(10);
+  });
+
+  it("makes plans of the objects of recycled ones, with none of their content", () => {
+    const { scheduler, add, step } = make();
+    for (const name of ["a", "b", "c"]) add(name, 3);
+    const first = step();
+    const [, second] = first.chunks;
+    scheduler.recycle(first);
+    expect(names(first.preempted)).toEqual([]);
+    expect(first.chunks.map(({ request }) => request)).toEqual([undefined, undefined, undefined]);
+    const next = scheduler.schedule();
+    expect(next.chunks[1]).toBe(second);
+    expect(rows(next)).toEqual([
+      ["a", 3, 4],
+      ["b", 3, 4],
+      ["c", 3, 4],
+    ]);
+    for (const { request } of next.chunks.slice(1)) scheduler.finish(request);
+    scheduler.recycle(next);
+    expect(rows(scheduler.schedule())).toEqual([["a", 3, 4]]);
   });
 
   it("may preempt a request whose step is running, which keeps its token (vLLM: preempt during execution)", () => {

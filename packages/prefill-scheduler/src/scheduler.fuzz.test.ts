@@ -50,6 +50,7 @@ const counts = {
   hits: 0,
   pausedDecodes: 0,
   chunksBesideDecodes: 0,
+  retracted: 0,
 };
 
 class Simulation {
@@ -61,6 +62,8 @@ class Simulation {
   arrivals = 0;
   /** How often blocks could not be had since the plan was begun. */
   shortages = 0;
+  /** Requests whose next token is known with the next step only. */
+  readonly held: Request[] = [];
 
   constructor(
     readonly limits: Limits,
@@ -154,11 +157,16 @@ class Simulation {
   step(abort: boolean): void {
     const { scheduler, limits } = this;
     this.shortages = 0;
+    for (const request of this.held.splice(0)) if (!request.removed) this.append(request);
     const plan = scheduler.schedule();
     if (plan.preempted.length > this.shortages) expect.fail("a request lost its blocks to nobody");
     this.check(plan);
     counts.preemptions += plan.preempted.length;
-    if (limits.early) scheduler.complete(plan);
+    if (limits.early) {
+      scheduler.complete(plan);
+      // The tokens to come have their rows before they are known.
+      for (const { request, sample } of plan.chunks) if (sample && mayGoOn(request)) this.append(request);
+    }
     if (abort && this.live.length > 0) {
       this.abort();
       counts.abortedInFlight++;
@@ -171,17 +179,31 @@ class Simulation {
       counts.operations++;
       if (sample) this.sample(request);
     }
+    if (this.next(2) === 0) scheduler.recycle(plan);
     scheduler.checkIntegrity();
-    let held = this.freeBlocks;
-    for (const { blocks } of this.live) held += blocks;
-    if (held !== limits.blockCount) expect(held).toBe(limits.blockCount);
+    let blocks = this.freeBlocks;
+    for (const request of this.live) blocks += request.blocks;
+    if (blocks !== limits.blockCount) expect(blocks).toBe(limits.blockCount);
     if (scheduler.runningCount + scheduler.waitingCount !== this.live.length) expect.fail("requests got lost");
   }
 
+  append(request: Request): void {
+    this.scheduler.append(request, 1);
+    request.total++;
+  }
+
   sample(request: Request): void {
-    if (++request.generated < request.generate) {
-      this.scheduler.append(request, 1);
-      request.total++;
+    const goesOn = mayGoOn(request);
+    request.generated++;
+    if (goesOn) {
+      if (!this.limits.early) {
+        this.append(request);
+      } else if (this.next(4) === 0) {
+        this.scheduler.retract(request, 1);
+        request.total--;
+        this.held.push(request);
+        counts.retracted++;
+      }
       return;
     }
     this.scheduler.finish(request);
@@ -294,6 +316,10 @@ class Simulation {
       0,
     ]);
   }
+}
+
+function mayGoOn({ generated, generate }: Request): boolean {
+  return generated + 1 < generate;
 }
 
 function isDecode({ total, computed, promptTokens }: Request): boolean {

@@ -9,7 +9,7 @@ describe("one request", () => {
     expect(rows(step())).toEqual([["a", 0, 4]]);
     expect(scheduler.progress(a)).toMatchObject({ state: "running", totalTokens: 10, computedTokens: 4 });
     expect(rows(step())).toEqual([["a", 4, 8]]);
-    expect(step()).toEqual({
+    expect(step()).toMatchObject({
       number: 3,
       chunks: [{ request: a, start: 8, end: 10, sample: true }],
       tokens: 2,
@@ -43,7 +43,7 @@ describe("one request", () => {
     const { scheduler, add } = make();
     const a = add("a", 3);
     scheduler.complete(scheduler.schedule());
-    expect(scheduler.schedule()).toEqual({ number: 2, chunks: [], tokens: 0, preempted: [] });
+    expect(scheduler.schedule()).toMatchObject({ number: 2, chunks: [], tokens: 0, preempted: [] });
     scheduler.append(a, 1);
     expect(rows(scheduler.schedule())).toEqual([["a", 3, 4]]);
   });
@@ -286,6 +286,29 @@ describe("errors", () => {
     [{ agingTokens: 0 }, 0],
   ])("refuses the limits %j", (options, value) => {
     expect(() => make(options)).toThrow(error("INVALID_ARGUMENT", value));
+  });
+
+  it("refuses to take back what was not appended, or is computed", () => {
+    const { scheduler, add, step } = make();
+    const a = add("a", 5);
+    expect(() => scheduler.retract(a, 1)).toThrow(error("INVALID_ARGUMENT", 1));
+    step();
+    scheduler.append(a, 1);
+    expect(() => scheduler.retract(a, 3)).toThrow(error("INVALID_ARGUMENT", 3));
+    scheduler.retract(a, 2);
+    expect(scheduler.progress(a)).toMatchObject({ totalTokens: 5, computedTokens: 5 });
+    scheduler.append(a, 1);
+    scheduler.complete(scheduler.schedule());
+    expect(() => scheduler.retract(a, 1)).toThrow(error("INVALID_ARGUMENT", 1));
+  });
+
+  it("refuses to recycle a plan twice, or one that is not its own", () => {
+    const { scheduler, add } = make();
+    add("a", 5);
+    const plan = scheduler.schedule();
+    expect(() => scheduler.recycle({ ...plan })).toThrow(error("INVALID_ARGUMENT", { ...plan }));
+    scheduler.recycle(plan);
+    expect(() => scheduler.recycle(plan)).toThrow(error("INVALID_ARGUMENT", plan));
   });
 
   it("refuses a plan that was completed, before any change", () => {

@@ -47,6 +47,8 @@ export class Scheduler<R extends Schedulable> {
   readonly #running = new RunningList<R>();
   readonly #waiting = new FairQueue<R>();
   readonly #costs = new CostModel();
+  /** Plans to be used again. */
+  readonly #spare: StepDraft<R>[] = [];
   #arrivals = 0;
   #plans = 0;
   #admittedSinceDecode = 0;
@@ -99,7 +101,7 @@ export class Scheduler<R extends Schedulable> {
    * abort it and go on.
    */
   schedule(): StepPlan<R> {
-    const draft = new StepDraft<R>(++this.#plans, this.#options.maxTokensPerStep);
+    const draft = (this.#spare.pop() ?? new StepDraft<R>(this.#options.maxTokensPerStep)).begin(++this.#plans);
     if (this.#options.policy === "prefill-first") {
       this.#planPrompts(draft);
       const mayAdmit = this.#admittedSinceDecode < this.#options.maxSequencesPerStep;
@@ -183,6 +185,41 @@ export class Scheduler<R extends Schedulable> {
     this.#checkFits(request, entry.totalTokens + tokens);
     entry.totalTokens += tokens;
     if (entry.state === "running") this.#blocks.updateOwed(entry);
+  }
+
+  /**
+   * The last `tokens` appended tokens are not there, or not yet: a step was prepared for them before they were known.
+   * @throws SchedulerError `UNKNOWN_REQUEST`; `INVALID_ARGUMENT` for tokens that are computed or of the prompt.
+   */
+  retract(request: R, tokens: number): void {
+    const entry = this.#entry(request);
+    checkInteger("tokens", tokens, 1);
+    const { totalTokens, computedTokens, promptTokens } = entry;
+    if (totalTokens - tokens < Math.max(computedTokens, promptTokens)) {
+      throw new SchedulerError(
+        "INVALID_ARGUMENT",
+        `cannot retract ${tokens} of ${totalTokens} tokens: ${promptTokens} are the prompt, ${computedTokens} are computed`,
+        tokens,
+      );
+    }
+    entry.totalTokens -= tokens;
+    if (entry.state === "running") this.#blocks.updateOwed(entry);
+  }
+
+  /**
+   * Nobody looks at the plan any more: its objects are those of a plan to come. With it planning leaves no garbage.
+   * @throws SchedulerError `INVALID_ARGUMENT` for a plan that is recycled already, or was not made by `schedule()`.
+   */
+  recycle(plan: StepPlan<R>): void {
+    if (!(plan instanceof StepDraft) || this.#spare.includes(plan)) {
+      throw new SchedulerError(
+        "INVALID_ARGUMENT",
+        "the plan is not one of schedule(); recycle each of them once",
+        plan,
+      );
+    }
+    plan.clear();
+    this.#spare.push(plan);
   }
 
   /**

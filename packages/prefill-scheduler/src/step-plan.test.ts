@@ -11,7 +11,7 @@ it("takes back all that a preempted request had in the step", () => {
   ];
   decode.computedTokens = 10;
   decode.totalTokens = 11;
-  const draft = new StepDraft<string>(1, 20);
+  const draft = new StepDraft<string>(20).begin(1);
   const counts = () => [draft.tokens, draft.decodeRows, draft.promptRows, draft.attended, draft.room];
   draft.add(decode, 1);
   draft.add(prompt, 4);
@@ -20,5 +20,5 @@ it("takes back all that a preempted request had in the step", () => {
   expect(counts()).toEqual([4, 0, 4, 10, 16]);
   draft.preempt(prompt);
   expect(counts()).toEqual([0, 0, 0, 0, 20]);
-  expect(draft.finish()).toEqual({ number: 1, chunks: [], tokens: 0, preempted: ["b", "a"] });
+  expect(draft.finish()).toMatchObject({ number: 1, chunks: [], tokens: 0, preempted: ["b", "a"] });
 });

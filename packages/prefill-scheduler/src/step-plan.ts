@@ -20,33 +20,59 @@ export interface StepPlan<R> {
   readonly preempted: readonly R[];
 }
 
-/** A plan in the making. */
-export class StepDraft<R> {
-  readonly chunks: ScheduledChunk<R>[] = [];
+/** A chunk whose object is used again. */
+interface Row<R> {
+  request: R;
+  start: number;
+  end: number;
+  sample: boolean;
+}
+
+/** A plan in the making, and then the plan. Its objects can be used for another one, so that planning leaves no garbage. */
+export class StepDraft<R> implements StepPlan<R> {
+  number = 0;
+  /** While it is made, what stands behind `#count` is of the plan before. */
+  readonly chunks: Row<R>[] = [];
   readonly preempted: R[] = [];
   tokens = 0;
   /** Pairs of a row and a token that it attends to. */
   attended = 0;
   decodeRows = 0;
+  readonly #maxTokens: number;
+  #count = 0;
 
-  constructor(
-    readonly number: number,
-    readonly maxTokens: number,
-  ) {}
+  constructor(maxTokens: number) {
+    this.#maxTokens = maxTokens;
+  }
 
   /** Rows that are left. */
   get room(): number {
-    return this.maxTokens - this.tokens;
+    return this.#maxTokens - this.tokens;
   }
 
   get promptRows(): number {
     return this.tokens - this.decodeRows;
   }
 
+  begin(number: number): this {
+    this.number = number;
+    return this;
+  }
+
   add(entry: Entry<R>, tokens: number): void {
     const { request, computedTokens: start, totalTokens } = entry;
     const end = start + tokens;
-    this.chunks.push({ request, start, end, sample: end === totalTokens });
+    const sample = end === totalTokens;
+    const row = this.chunks[this.#count];
+    if (row === undefined) {
+      this.chunks.push({ request, start, end, sample });
+    } else {
+      row.request = request;
+      row.start = start;
+      row.end = end;
+      row.sample = sample;
+    }
+    this.#count++;
     this.tokens += tokens;
     this.attended += attendedTokens(start, end);
     if (entry.isDecode) this.decodeRows++;
@@ -56,15 +82,27 @@ export class StepDraft<R> {
   preempt(entry: Entry<R>): void {
     const { request } = entry;
     this.preempted.push(request);
-    const index = this.chunks.findLastIndex((chunk) => chunk.request === request);
+    const index = this.chunks.findLastIndex((chunk, i) => i < this.#count && chunk.request === request);
     if (index < 0) return;
-    const [{ start, end }] = this.chunks.splice(index, 1) as [ScheduledChunk<R>];
+    const [{ start, end }] = this.chunks.splice(index, 1) as [Row<R>];
+    this.#count--;
     this.tokens -= end - start;
     this.attended -= attendedTokens(start, end);
     if (entry.isDecode) this.decodeRows--;
   }
 
   finish(): StepPlan<R> {
-    return { number: this.number, chunks: this.chunks, tokens: this.tokens, preempted: this.preempted };
+    if (this.chunks.length > this.#count) this.chunks.length = this.#count;
+    return this;
+  }
+
+  /** Empties the plan, and lets go of its requests. */
+  clear(): void {
+    for (const row of this.chunks) row.request = undefined as R;
+    if (this.preempted.length > 0) this.preempted.length = 0;
+    this.#count = 0;
+    this.tokens = 0;
+    this.attended = 0;
+    this.decodeRows = 0;
   }
 }

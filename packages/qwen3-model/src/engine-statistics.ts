@@ -4,8 +4,12 @@ import type { StepCost } from "@niwaki/prefill-scheduler";
 /** One step as it went. Times are milliseconds of `performance.now()`. */
 export interface StepRecord {
   readonly number: number;
-  /** When its planning began, when the kernels began and ended, and when its tokens were handed out. */
+  /**
+   * When its planning began and ended (mostly while the step before ran), when the kernels began and ended, and when it was
+   * settled who goes on.
+   */
   readonly begun: number;
+  readonly planned: number;
   readonly started: number;
   readonly ended: number;
   readonly delivered: number;
@@ -31,7 +35,7 @@ export interface Statistics {
   readonly computedTokens: number;
   readonly generatedTokens: number;
   readonly preemptions: number;
-  /** Milliseconds in the kernels, and around them (planning and handing out). */
+  /** Milliseconds in the kernels, and those that a step's kernels waited for the engine. */
   readonly kernelMilliseconds: number;
   readonly overheadMilliseconds: number;
   readonly running: number;
@@ -49,6 +53,7 @@ export class EngineStatistics {
   #preemptions = 0;
   #kernelMilliseconds = 0;
   #overheadMilliseconds = 0;
+  #lastDelivered = 0;
 
   constructor(onStep: ((step: StepRecord) => void) | undefined) {
     this.#onStep = onStep;
@@ -60,7 +65,9 @@ export class EngineStatistics {
     for (const { sample } of step.chunks) if (sample) this.#generatedTokens++;
     this.#preemptions += step.preempted.length;
     this.#kernelMilliseconds += step.ended - step.started;
-    this.#overheadMilliseconds += step.started - step.begun + (step.delivered - step.ended);
+    const { begun, started, ended, delivered } = step;
+    this.#overheadMilliseconds += started - Math.max(begun, this.#lastDelivered) + (delivered - ended);
+    this.#lastDelivered = delivered;
     this.#onStep?.(step);
   }
 

@@ -171,6 +171,43 @@ describe("the engine", () => {
     await model.dispose();
   });
 
+  it("gives each token once to a consumer that is so slow that its answer lost its blocks meanwhile", async () => {
+    const { model } = await traced({ contextLength: 512, kvCacheTokens: 512 });
+    const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
+    const options = { maxTokens: 400, logitBias, temperature: 1, seed: 1 };
+    const alone = await outcome(model, [1, 2, 3], options);
+    const slow = model.generate([1, 2, 3], { ...options, priority: 5 });
+    const ids = [(await slow.next()).value!.tokens[0]!.id];
+    await outcome(model, [4, 5, 6], { maxTokens: 450, logitBias });
+    expect(model.statistics().preemptions).toBe(1);
+    // It is computed again while its consumer still does not read, beside another.
+    await outcome(model, [7, 8, 9], { maxTokens: 20, logitBias });
+    for await (const piece of slow) for (const { id } of piece.tokens) ids.push(id);
+    expect(ids).toEqual(alone.ids);
+    await model.dispose();
+  });
+
+  it("plans a step while the one before runs, and starts it with those that go on", async () => {
+    const { model, steps } = await traced({ contextLength: 512, kvCacheTokens: 4096 });
+    const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
+    await Promise.all(
+      [20, 40, 60].map((maxTokens, i) => outcome(model, randomTokens(300 + i, 2000, i), { maxTokens, logitBias })),
+    );
+    const later = steps.slice(1).filter((step, i) => step.planned < steps[i]!.ended);
+    expect(later.length).toBeGreaterThan(steps.length - 4);
+    // A stop string ends an answer when its next row is planned already.
+    const before = steps.length;
+    const all = await Promise.all(
+      ["", "a", "e"].map((stop, i) =>
+        outcome(model, [10 + i], { maxTokens: 60, logitBias, temperature: 1, seed: i, ...(stop && { stop }) }),
+      ),
+    );
+    expect(all.map(({ reason }) => reason)).toEqual(["length", "stop", "stop"]);
+    const rows = steps.slice(before).reduce((sum, step) => sum + step.rows, 0);
+    expect(rows).toBe(all.reduce((sum, { ids }) => sum + ids.length, 0));
+    await model.dispose();
+  });
+
   it("lets what is urgent go first", async () => {
     const { model } = await traced({ contextLength: 256, maxSequences: 1 });
     const order: string[] = [];

@@ -1,44 +1,10 @@
-import type { Plan, Step, StepResult } from "@niwaki/kernels-native";
-import { type KvStorage, PagedKv, type Sequence } from "@niwaki/paged-kv";
+import type { Plan, StepResult } from "@niwaki/kernels-native";
+import { type KvStorage, PagedKv } from "@niwaki/paged-kv";
 import { type Policy, Scheduler, type StepPlan } from "@niwaki/prefill-scheduler";
+import { type EngineRequest, Entry, type Sample } from "./engine-request.js";
 import { EngineStatistics, type Statistics, type StepRecord } from "./engine-statistics.js";
-import { type CheckedSampling, sampleSpec } from "./options.js";
+import { type EngineStep, engineStep, giveLogits, withoutAbsent } from "./engine-step.js";
 import { SharedPrefixes } from "./shared-prefixes.js";
-
-/** A token that was chosen, with log-probabilities if they were asked for. */
-export type Sample = StepResult["samples"][number];
-
-/** One request as the engine sees it: tokens in, tokens out. The callbacks run between steps. */
-export interface EngineRequest {
-  readonly promptIds: readonly number[];
-  /** How to choose tokens; absent for a request that only wants its prompt computed. */
-  readonly sampling?: CheckedSampling;
-  /** Lower comes first. */
-  readonly priority?: number | undefined;
-  /** Clients get equal shares. */
-  readonly client?: string | undefined;
-  /** Prefixes are shared among requests of the same salt only. */
-  readonly cacheSalt?: string | undefined;
-  /**
-   * A token was chosen. Returns whether the request goes on; after false the engine forgets it. With a promise the request
-   * waits, and the others go on, until it is settled.
-   */
-  onSample?(sample: Sample): boolean | Promise<boolean>;
-  /** Logits of the prompt's rows from `start` on: [rows, vocabulary]. A request with it ends after its prompt. */
-  onLogits?(start: number, logits: Float32Array): void | Promise<void>;
-  /** The request ended otherwise: all logits given, or an error of the step. */
-  onEnd(error?: unknown): void;
-}
-
-interface Entry {
-  readonly id: number;
-  readonly request: EngineRequest;
-  readonly promptTokens: number;
-  readonly priority: number | undefined;
-  readonly client: string | undefined;
-  readonly tokens: number[];
-  readonly sequence: Sequence;
-}
 
 export interface EngineOptions {
   readonly vocabulary: number;
@@ -58,9 +24,38 @@ export interface EngineOptions {
   readonly onStep: ((step: StepRecord) => void) | undefined;
 }
 
+/** A plan that may be run next. Times are milliseconds of `performance.now()`. */
+interface Prepared {
+  readonly plan: StepPlan<Entry>;
+  readonly begun: number;
+  readonly planned: number;
+}
+
+interface Running extends EngineStep {
+  readonly prepared: Prepared;
+  /** What is left of the plan. */
+  readonly plan: StepPlan<Entry>;
+  readonly result: Promise<StepResult>;
+}
+
+/** A step that ended, and is still to be reported. */
+interface Ended {
+  readonly running: Running;
+  readonly started: number;
+  readonly ended: number;
+  readonly delivered: number;
+}
+
 /**
  * Runs every request of a model: asks the scheduler for the next step, runs it, hands out its tokens, again and again
- * while there is something to compute.
+ * while there is something to compute. The next step is planned while one runs, with a row for each token that is to come:
+ *
+ * ```text
+ *   kernels     | step 1          |   | step 2          |   | step 3
+ *   engine  plan 1  plan 2       tokens 1  plan 3      tokens 2  plan 4
+ * ```
+ *
+ * so that between two steps there is only what depends on the tokens: who goes on, and with which.
  */
 export class Engine {
   readonly #plan: Plan;
@@ -70,8 +65,13 @@ export class Engine {
   readonly #entries = new Map<EngineRequest, Entry>();
   readonly #prefixes: SharedPrefixes<Entry>;
   readonly #statistics: EngineStatistics;
+  /** Blocks that the prompts' rows of a step take at most. */
+  readonly #stepBlocks: number;
   #lastId = 0;
-  #running: { entries: readonly Entry[]; abort: AbortController } | undefined;
+  #running: Running | undefined;
+  #prepared: Prepared | undefined;
+  /** Stops the running step; a new one when it was used. */
+  #abort = new AbortController();
   /** Entries that ended while their step ran. */
   readonly #leaving: Entry[] = [];
   #active = false;
@@ -83,6 +83,7 @@ export class Engine {
     const { blockCount, blockSize, policy, targetMilliseconds } = options;
     this.#plan = plan;
     this.#vocabulary = options.vocabulary;
+    this.#stepBlocks = Math.ceil(options.maxRows / blockSize);
     const kv = new PagedKv({ blockCount, blockSize, storage: options.storage });
     this.#kv = kv;
     this.#prefixes = new SharedPrefixes(blockSize);
@@ -110,18 +111,11 @@ export class Engine {
 
   /** Takes a request; its prompt has at least one token and fits the context. */
   submit(request: EngineRequest): void {
-    const entry: Entry = {
-      id: ++this.#lastId,
-      request,
-      promptTokens: request.promptIds.length,
-      priority: request.priority,
-      client: request.client,
-      tokens: [...request.promptIds],
-      sequence: this.#kv.create({ extraKeys: request.cacheSalt ?? "" }),
-    };
+    const sequence = this.#kv.create({ extraKeys: request.cacheSalt ?? "" });
+    const entry = new Entry(++this.#lastId, request, sequence);
     this.#entries.set(request, entry);
     // What another request is computing right now is worth waiting for.
-    if (request.onLogits !== undefined || !this.#prefixes.hold(entry)) this.#scheduler.add(entry);
+    if (request.onLogits !== undefined || !this.#prefixes.hold(entry)) this.#schedule(entry);
     if (this.#active) {
       this.#wake?.();
     } else {
@@ -135,8 +129,10 @@ export class Engine {
     const entry = this.#entries.get(request);
     if (entry === undefined) return;
     this.#remove(entry);
-    const running = this.#running;
-    if (running?.entries.every((other) => !this.#entries.has(other.request))) running.abort.abort();
+    if (this.#running?.plan.chunks.every((chunk) => chunk.request.gone)) {
+      this.#abort.abort();
+      this.#abort = new AbortController();
+    }
     this.#wake?.();
   }
 
@@ -176,13 +172,27 @@ export class Engine {
   async #run(): Promise<void> {
     // Requests made in the same turn of the event loop share the first step.
     await Promise.resolve();
+    let ended: Ended | undefined;
     try {
-      while (this.#entries.size > 0) {
-        for (const entry of this.#prefixes.release()) this.#scheduler.add(entry);
-        const begun = performance.now();
-        const plan = this.#scheduler.schedule();
-        if (plan.tokens > 0) await this.#runStep(plan, begun);
-        else await this.#change();
+      while (this.#entries.size > 0 || ended !== undefined) {
+        const running = this.#start();
+        if (ended !== undefined) this.#report(ended);
+        ended = undefined;
+        if (running === undefined) {
+          if (this.#entries.size > 0) await this.#change();
+          continue;
+        }
+        this.#prepare(running);
+        let result: StepResult;
+        try {
+          result = await running.result;
+        } catch (error) {
+          this.#fail(running, error);
+          continue;
+        }
+        // From here to the start of the next step nothing is awaited: what consumers do comes after it.
+        ended = this.#deliver(running, result);
+        if (result.logits !== null) await this.#giveLogits(running, result.logits);
       }
       this.#kv.checkIntegrity();
     } catch (error) {
@@ -200,115 +210,150 @@ export class Engine {
     this.#wake = undefined;
   }
 
-  async #runStep(plan: StepPlan<Entry>, begun: number): Promise<void> {
-    const entries = plan.chunks.map((chunk) => chunk.request);
-    const abort = new AbortController();
-    this.#running = { entries, abort };
-    try {
-      const step = this.#step(plan);
-      const started = performance.now();
-      const result = await this.#plan.run(step, { signal: abort.signal });
-      const ended = performance.now();
-      this.#scheduler.complete(plan, ended - started);
-      await this.#deliver(plan, result);
-      this.#statistics.count({
-        number: plan.number,
-        begun,
-        started,
-        ended,
-        delivered: performance.now(),
-        rows: plan.tokens,
-        chunks: plan.chunks.map(({ request, start, end, sample }) => ({ request: request.id, start, end, sample })),
-        preempted: plan.preempted.map(({ id }) => id),
-        waiting: this.#scheduler.waitingCount,
-        freeBlocks: this.#kv.freeBlocks,
-      });
-    } catch (error) {
-      // Whatever was in the step failed with it; the rest goes on.
-      for (const entry of entries) this.#end(entry, error);
-    } finally {
-      this.#running = undefined;
-      for (const { sequence } of this.#leaving.splice(0)) sequence.drop();
+  /** Starts what is left of the plan that was prepared, or of a new one; undefined when there is nothing to compute. */
+  #start(): Running | undefined {
+    for (const entry of this.#prefixes.release()) this.#schedule(entry);
+    while (this.#entries.size > 0) {
+      const prepared = this.#prepared ?? this.#planStep();
+      const isNew = this.#prepared === undefined;
+      this.#prepared = undefined;
+      const plan = withoutAbsent(prepared.plan);
+      if (plan.tokens > 0) {
+        const step = engineStep(plan);
+        const result = this.#plan.run(step.step, { signal: this.#abort.signal });
+        this.#running = { ...step, prepared, plan, result };
+        return this.#running;
+      }
+      this.#scheduler.recycle(prepared.plan);
+      if (isNew) return undefined;
     }
+    return undefined;
   }
 
-  #step(plan: StepPlan<Entry>): Step {
-    const tokens = new Int32Array(plan.tokens);
-    const outputs: number[] = [];
-    const samples: Step["samples"] = [];
-    let row = 0;
-    let logits = false;
-    const sequences = plan.chunks.map(({ request: entry, start, end, sample }) => {
-      for (let i = start; i < end; i++) tokens[row + i - start] = entry.tokens[i]!;
-      if (entry.request.onLogits !== undefined) {
-        logits = true;
-        for (let i = start; i < end; i++) outputs.push(row + i - start);
-      } else if (sample && entry.request.sampling !== undefined) {
-        samples.push(sampleSpec(entry.request.sampling, outputs.length, entry.tokens));
-        outputs.push(row + end - start - 1);
-      }
-      row += end - start;
-      return { rowCount: end - start, contextLength: end, blockTable: entry.sequence.blockTable };
-    });
-    return { tokens, sequences, outputs: Int32Array.from(outputs), samples, logits };
+  #planStep(): Prepared {
+    const begun = performance.now();
+    const plan = this.#scheduler.schedule();
+    return { plan, begun, planned: performance.now() };
   }
 
-  async #deliver(plan: StepPlan<Entry>, result: StepResult): Promise<void> {
-    let output = 0;
-    let sample = 0;
-    for (const chunk of plan.chunks) {
-      const { request: entry, start, end } = chunk;
-      const { request } = entry;
-      const alive = this.#entries.has(request);
-      if (alive) entry.sequence.advance(entry.tokens.slice(start, end));
-      if (request.onLogits !== undefined) {
-        const from = output * this.#vocabulary;
-        output += end - start;
-        if (!alive) continue;
-        try {
-          await request.onLogits(start, result.logits!.subarray(from, output * this.#vocabulary));
-          if (end === entry.promptTokens) this.#end(entry);
-        } catch (error) {
-          this.#end(entry, error);
-        }
-      } else if (request.sampling === undefined) {
-        if (alive && end === entry.promptTokens) this.#end(entry);
-      } else if (chunk.sample) {
-        output++;
-        const chosen = result.samples[sample++]!;
-        if (alive) this.#take(entry, chosen);
-      }
+  /** While a step runs: plans the next one, as if every request in it went on. */
+  #prepare({ plan, step }: Running): void {
+    this.#scheduler.complete(plan);
+    for (const { request: entry, sample } of plan.chunks) {
+      if (!sample || !entry.samples || !entry.mayGoOn) continue;
+      entry.expecting = true;
+      this.#scheduler.append(entry, 1);
+    }
+    // Logits are waited for. And nobody may lose blocks that are being written, so there must be enough for everybody.
+    if (step.logits || this.#kv.freeBlocks < this.#scheduler.runningCount + this.#stepBlocks) return;
+    this.#prepared = this.#planStep();
+  }
+
+  /** The tokens of a step: who goes on, and who ends. */
+  #deliver(running: Running, { samples, started }: StepResult): Ended {
+    const ended = performance.now();
+    const { plan, sampled } = running;
+    this.#stop();
+    for (const { request: entry, start, end } of plan.chunks) {
+      if (entry.gone) continue;
+      entry.sequence.advance(end - start === 1 ? [entry.tokens[start]!] : entry.tokens.slice(start, end));
+      const { sampling, onLogits } = entry.request;
+      if (sampling === undefined && onLogits === undefined && end === entry.promptTokens) this.#end(entry);
+    }
+    for (const [i, entry] of sampled.entries()) if (!entry.gone) this.#take(entry, samples[i]!);
+    return { running, started, ended, delivered: performance.now() };
+  }
+
+  async #giveLogits(running: Running, logits: Float32Array): Promise<void> {
+    const { plan } = running;
+    await giveLogits(plan, running, logits, this.#vocabulary, (entry, error) => this.#end(entry, error));
+    for (const { request: entry, end } of plan.chunks) {
+      if (entry.request.onLogits !== undefined && end === entry.promptTokens) this.#end(entry);
     }
   }
 
   #take(entry: Entry, sample: Sample): void {
+    entry.chosen++;
     const goesOn = entry.request.onSample?.(sample) ?? false;
-    const proceed = (goesOn: boolean) => {
-      if (!this.#entries.has(entry.request)) return;
-      if (goesOn) {
-        entry.tokens.push(sample.token);
-        this.#scheduler.append(entry, 1);
-      } else {
-        this.#remove(entry);
-      }
-    };
     if (typeof goesOn === "boolean") {
-      proceed(goesOn);
-    } else {
-      goesOn.then((value) => {
-        proceed(value);
-        this.#wake?.();
-      });
+      this.#proceed(entry, sample, goesOn);
+      return;
     }
+    entry.deciding = true;
+    if (entry.expecting) this.#scheduler.retract(entry, 1);
+    entry.expecting = false;
+    goesOn.then((value) => {
+      entry.deciding = false;
+      this.#proceed(entry, sample, value);
+      this.#discard();
+      this.#wake?.();
+    });
+  }
+
+  #proceed(entry: Entry, sample: Sample, goesOn: boolean): void {
+    if (entry.gone) return;
+    if (!goesOn) {
+      this.#remove(entry);
+      return;
+    }
+    entry.tokens.push(sample.token);
+    if (!entry.expecting) this.#scheduler.append(entry, 1);
+    entry.expecting = false;
+  }
+
+  /** After the next step has started: what is known of this one. */
+  #report({ running, started, ended, delivered }: Ended): void {
+    const { plan, prepared } = running;
+    this.#scheduler.observe(plan, ended - started);
+    this.#statistics.count({
+      number: plan.number,
+      begun: prepared.begun,
+      planned: prepared.planned,
+      started,
+      ended,
+      delivered,
+      rows: plan.tokens,
+      chunks: plan.chunks.map(({ request, start, end, sample }) => ({ request: request.id, start, end, sample })),
+      preempted: plan.preempted.map(({ id }) => id),
+      waiting: this.#scheduler.waitingCount,
+      freeBlocks: this.#kv.freeBlocks,
+    });
+    this.#scheduler.recycle(prepared.plan);
+  }
+
+  /** Whatever was in the step failed with it; the rest goes on. */
+  #fail({ plan, prepared }: Running, error: unknown): void {
+    this.#stop();
+    for (const { request: entry } of plan.chunks) this.#end(entry, error);
+    this.#scheduler.recycle(prepared.plan);
+  }
+
+  /** No step runs any more: what it alone held is free. */
+  #stop(): void {
+    this.#running = undefined;
+    for (const { sequence } of this.#leaving.splice(0)) sequence.drop();
+  }
+
+  /** The request may run from the next step on. */
+  #schedule(entry: Entry): void {
+    this.#scheduler.add(entry);
+    this.#discard();
+  }
+
+  /** There is more to run than the prepared plan knows. */
+  #discard(): void {
+    if (this.#prepared !== undefined) this.#scheduler.recycle(this.#prepared.plan);
+    this.#prepared = undefined;
   }
 
   #end(entry: Entry, error?: unknown): void {
-    if (!this.#entries.has(entry.request)) return;
+    if (entry.gone) return;
     this.#remove(entry);
     entry.request.onEnd(error);
   }
 
   #remove(entry: Entry): void {
+    entry.gone = true;
     this.#entries.delete(entry.request);
     this.#prefixes.forget(entry);
     this.#scheduler.abort(entry);
@@ -318,6 +363,6 @@ export class Engine {
   }
 
   #isRunning(entry: Entry): boolean {
-    return this.#running?.entries.includes(entry) ?? false;
+    return this.#running?.plan.chunks.some(({ request }) => request === entry) ?? false;
   }
 }

@@ -1,5 +1,6 @@
 import type { StreamDecoder } from "@niwaki/tokenizer";
-import type { Engine, EngineRequest, Sample } from "./engine.js";
+import type { Engine } from "./engine.js";
+import type { EngineRequest, Sample } from "./engine-request.js";
 import type { CheckedSampling } from "./options.js";
 import { StopText } from "./stop-text.js";
 
@@ -57,7 +58,7 @@ const MOST_UNREAD = 256;
  */
 export async function* generation(engine: Engine, options: GenerationOptions): AsyncGenerator<Piece, void, undefined> {
   const { n, signal } = options;
-  const pieces: Piece[] = [];
+  const pieces: (() => Piece)[] = [];
   const waiting: (() => void)[] = [];
   let wake: (() => void) | undefined;
   let failure: { error: unknown } | undefined;
@@ -87,16 +88,17 @@ export async function* generation(engine: Engine, options: GenerationOptions): A
   if (signal?.aborted) {
     onAbort();
   } else if (options.maxTokens === 0) {
-    for (const answer of answers) answer.finish("length", "");
+    for (const answer of answers) answer.finish("length", () => "");
   } else {
     signal?.addEventListener("abort", onAbort, { once: true });
     engine.submit(answers[0]!);
   }
   try {
     for (let left = n; left > 0; ) {
-      const piece = pieces.shift();
-      if (piece !== undefined) {
+      const next = pieces.shift();
+      if (next !== undefined) {
         if (pieces.length === MOST_UNREAD / 2) for (const proceed of waiting.splice(0)) proceed();
+        const piece = next();
         if (piece.finishReason !== null) left--;
         yield piece;
       } else if (failure !== undefined) {
@@ -116,7 +118,8 @@ export async function* generation(engine: Engine, options: GenerationOptions): A
 
 /** Where answers put their pieces. */
 interface Output {
-  push(piece: Piece): void;
+  /** The piece is made when it is read: the next step need not wait for its text. */
+  push(piece: () => Piece): void;
   /** Whether there is room for more, or will be. */
   room(): true | Promise<boolean>;
   fail(error: unknown): void;
@@ -126,6 +129,7 @@ interface Output {
 class Answer implements EngineRequest {
   readonly promptIds: readonly number[];
   readonly sampling: CheckedSampling;
+  readonly maxTokens: number;
   readonly priority: number | undefined;
   readonly client: string | undefined;
   readonly cacheSalt: string | undefined;
@@ -143,6 +147,7 @@ class Answer implements EngineRequest {
     this.promptIds = options.promptIds;
     const seed = BigInt.asUintN(64, BigInt(sampling.seed) + BigInt(choice));
     this.sampling = choice === 0 ? sampling : { ...sampling, seed };
+    this.maxTokens = options.maxTokens;
     this.priority = options.priority;
     this.client = options.client;
     this.cacheSalt = options.cacheSalt;
@@ -156,20 +161,15 @@ class Answer implements EngineRequest {
   onSample(sample: Sample): boolean | Promise<boolean> {
     if (this.#completionTokens === 0) this.onFirstToken?.();
     if (this.#options.stopIds.has(sample.token)) {
-      this.finish("stop", this.#rest().text);
+      this.finish("stop", () => this.#rest().text);
       return false;
     }
     this.#completionTokens++;
-    const shown = this.#stopText.push(this.#decoder.push(sample.token));
-    const tokens = [generatedToken(sample)];
-    this.#output.push({ choice: this.#choice, text: shown.text, tokens, finishReason: null, usage: null });
-    if (shown.stopped) {
-      this.finish("stop", "");
-      return false;
-    }
-    if (this.#completionTokens === this.#options.maxTokens) {
-      const rest = this.#rest();
-      this.finish(rest.stopped ? "stop" : "length", rest.text);
+    const isLast = this.#completionTokens === this.maxTokens;
+    if (this.#options.stops.length > 0) return this.#search(sample, isLast);
+    this.#output.push(() => this.#piece(sample, this.#decoder.push(sample.token)));
+    if (isLast) {
+      this.finish("length", () => this.#rest().text);
       return false;
     }
     return this.#output.room();
@@ -181,13 +181,33 @@ class Answer implements EngineRequest {
   }
 
   abort(): void {
-    if (!this.ended) this.finish("abort", this.#stopText.end());
+    if (!this.ended) this.finish("abort", () => this.#stopText.end());
   }
 
-  finish(finishReason: FinishReason, text: string): void {
+  finish(finishReason: FinishReason, text: () => string): void {
     this.ended = true;
     const usage = { promptTokens: this.promptIds.length, completionTokens: this.#completionTokens };
-    this.#output.push({ choice: this.#choice, text, tokens: [], finishReason, usage });
+    this.#output.push(() => ({ choice: this.#choice, text: text(), tokens: [], finishReason, usage }));
+  }
+
+  /** `onSample` where a stop string may come: the text decides whether the answer goes on. */
+  #search(sample: Sample, isLast: boolean): boolean | Promise<boolean> {
+    const shown = this.#stopText.push(this.#decoder.push(sample.token));
+    this.#output.push(() => this.#piece(sample, shown.text));
+    if (shown.stopped) {
+      this.finish("stop", () => "");
+      return false;
+    }
+    if (isLast) {
+      const rest = this.#rest();
+      this.finish(rest.stopped ? "stop" : "length", () => rest.text);
+      return false;
+    }
+    return this.#output.room();
+  }
+
+  #piece(sample: Sample, text: string): Piece {
+    return { choice: this.#choice, text, tokens: [generatedToken(sample)], finishReason: null, usage: null };
   }
 
   /** A character that never became whole shows as the decoder shows it; a stop string may still be in there. */

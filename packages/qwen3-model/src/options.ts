@@ -97,15 +97,15 @@ export function checkSampling(options: SamplingOptions, vocabulary: number): Che
   };
 }
 
-/** The native form of one token's choice; `history` is the sequence so far. */
-export function sampleSpec(sampling: CheckedSampling, output: number, history: readonly number[]): SampleSpec {
-  const { penaltyWindow, logitBias, ...rest } = sampling;
+/** The native form; `history` is there, and to be filled in, where penalties look at it. */
+export function sampleSpec(sampling: CheckedSampling): SampleSpec {
+  const { penaltyWindow: _, logitBias, ...rest } = sampling;
   const penalized = rest.repetitionPenalty !== 1 || rest.presencePenalty !== 0 || rest.frequencyPenalty !== 0;
   return {
     ...rest,
-    output,
+    output: 0,
     ...(logitBias === undefined ? {} : { bias: logitBias }),
-    ...(penalized ? { history: Int32Array.from(history.slice(Math.max(0, history.length - penaltyWindow))) } : {}),
+    ...(penalized ? { history: new Int32Array(0) } : {}),
   };
 }
 

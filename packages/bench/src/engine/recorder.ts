@@ -29,7 +29,7 @@ export class StepRecorder {
       const before = this.#steps[index - 1];
       if (before === undefined || !decodes(before) || !decodes(step)) continue;
       kernel.push(step.ended - step.started);
-      overhead.push(step.started - step.begun + (step.delivered - step.ended));
+      overhead.push(step.planned - step.begun + (step.delivered - step.ended));
       between.push(step.started - before.ended);
     }
     return {
