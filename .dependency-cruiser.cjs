@@ -7,7 +7,7 @@ const MAY_IMPORT = {
   "paged-kv": [],
   "prefill-scheduler": [],
   pipeline: [],
-  lora: [],
+  lora: ["gguf"],
   "demo-model": [],
   "qwen3-model": ["kernels-native", "gguf", "tokenizer", "paged-kv", "prefill-scheduler", "pipeline", "lora"],
 };

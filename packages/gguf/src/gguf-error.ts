@@ -6,6 +6,8 @@ export type GgufErrorCode =
   | "unwritable"
   /** The file is something else than a GGUF. */
   | "not-gguf"
+  /** The file is something else than safetensors. */
+  | "not-safetensors"
   /** A GGUF with big-endian numbers. */
   | "wrong-endian"
   /** A GGUF version other than 2 and 3. */

@@ -1,4 +1,4 @@
-import { type FileHandle, open, stat } from "node:fs/promises";
+import { checkIsFile, readBytes, withFile } from "./file-bytes.js";
 import { GgufError } from "./gguf-error.js";
 import { type GgufHeader, parseHeader } from "./header.js";
 import { MoreBytesNeeded } from "./header-cursor.js";
@@ -8,7 +8,6 @@ import type { GgufValue } from "./value-type.js";
 const firstRead = 256 * 1024;
 /** Far above the header of any model (a vocabulary of 256k tokens with merges takes about 15 MB). */
 const maxHeaderBytes = 64 * 2 ** 20;
-const maxReadBytes = 2 ** 30;
 
 /** A GGUF file's metadata and tensors. The file is open only while something is read from it: there is nothing to close. */
 export class GgufFile {
@@ -41,7 +40,7 @@ export class GgufFile {
    * @throws the signal's reason if it is aborted
    */
   static async open(path: string, options: { signal?: AbortSignal } = {}): Promise<GgufFile> {
-    await checkIsFile(path);
+    await checkIsFile(path, ".gguf");
     return await withFile(path, async (file) => {
       const { size } = await file.stat();
       for (let length = firstRead; ; ) {
@@ -157,52 +156,4 @@ function nextLength(length: number, needed: number, path: string): number {
     throw new GgufError("corrupt", `the header takes more than ${maxHeaderBytes} bytes; that is not read`, { path });
   }
   return Math.max(2 * length, needed);
-}
-
-/** Before it is opened, because opening a pipe waits until somebody writes to it. */
-async function checkIsFile(path: string): Promise<void> {
-  const found = await stat(path).catch((error: unknown) => {
-    throw unreadable(path, "opened", error);
-  });
-  if (!found.isFile()) throw new GgufError("unreadable", "is no regular file; pass the path of a .gguf file", { path });
-}
-
-async function withFile<T>(path: string, use: (file: FileHandle) => Promise<T>): Promise<T> {
-  let file: FileHandle;
-  try {
-    file = await open(path, "r");
-  } catch (error) {
-    throw unreadable(path, "opened", error);
-  }
-  try {
-    return await use(file);
-  } finally {
-    await file.close();
-  }
-}
-
-async function readBytes(file: FileHandle, path: string, offset: number, byteLength: number): Promise<Uint8Array> {
-  const bytes = new Uint8Array(byteLength);
-  for (let done = 0; done < byteLength; ) {
-    const length = Math.min(byteLength - done, maxReadBytes);
-    const { bytesRead } = await file.read(bytes, done, length, offset + done).catch((error: unknown) => {
-      throw unreadable(path, "read", error);
-    });
-    if (bytesRead === 0) {
-      throw new GgufError("truncated", "the file has become shorter since it was opened; open it again", {
-        path,
-        offset: offset + done,
-      });
-    }
-    done += bytesRead;
-  }
-  return bytes;
-}
-
-function unreadable(path: string, verb: string, error: unknown): GgufError {
-  const reason = error instanceof Error ? error.message : String(error);
-  return new GgufError("unreadable", `the file cannot be ${verb}: ${reason}; check the path and its permissions`, {
-    path,
-    cause: error,
-  });
 }

@@ -7,6 +7,7 @@ import { GgufFile } from "./gguf-file.js";
 import { type GgufHeader, parseHeader } from "./header.js";
 import { MoreBytesNeeded } from "./header-cursor.js";
 import { quantize } from "./quantize.js";
+import { SafetensorsFile } from "./safetensors-file.js";
 import { type TensorType, tensorTypes } from "./tensor-type.js";
 import { temporaryFolder } from "./test-folder.js";
 import { mutate, randomNumbers } from "./test-mutation.js";
@@ -152,6 +153,32 @@ describe("damaged", () => {
         expect(bytes).toHaveLength(opened.tensor(name).byteLength);
         const count = dims.reduce((product, length) => product * length, 1);
         if (type !== null) expect(dequantize(type, bytes, count)).toHaveLength(count);
+        outcomes.read++;
+      } catch (error) {
+        checkError(error);
+        outcomes.refused++;
+      }
+    }
+    closeSync(file);
+    expect(Math.min(...Object.values(outcomes))).toBeGreaterThan(1000);
+  });
+
+  it("10,000 safetensors files: read with a tensor, or refused", { timeout: 120_000 }, async () => {
+    const random = randomNumbers(9);
+    const adapter = new URL("../../testing/fixtures/q1-tied.lora-qv-rslora/adapter_model.safetensors", import.meta.url);
+    const bytes = await readFile(adapter);
+    const path = at("damaged.safetensors");
+    const file = openSync(path, "w");
+    const outcomes = { read: 0, refused: 0 };
+    for (let i = 0; i < 10_000; i++) {
+      const damaged = mutate(bytes, random, i % 4 === 0 ? bytes.length : 1500);
+      writeSync(file, damaged, 0, damaged.length, 0);
+      ftruncateSync(file, damaged.length);
+      try {
+        const opened = await SafetensorsFile.open(path);
+        const names = [...opened.tensors.keys()];
+        const name = names[Math.floor(random() * names.length)];
+        if (name !== undefined) expect(await opened.readTensor(name)).toHaveLength(opened.tensor(name).byteLength);
         outcomes.read++;
       } catch (error) {
         checkError(error);

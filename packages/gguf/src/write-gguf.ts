@@ -1,9 +1,8 @@
-import { randomUUID } from "node:crypto";
-import { type FileHandle, open, rename, rm } from "node:fs/promises";
 import { unknownType } from "./dequantize.js";
 import { GgufError } from "./gguf-error.js";
 import { defaultAlignment } from "./header-layout.js";
 import { alignUp, bytesFor, fillsRoom, q2Layouts, q2TypeId, type TensorType, tensorTypes } from "./tensor-type.js";
+import { type TensorData, writeFileWhole, writeTensorData } from "./whole-file.js";
 import { encodeEntry, encodeString, type WriteValue } from "./write-value.js";
 
 /** A tensor to write. */
@@ -12,8 +11,7 @@ export interface TensorToWrite {
   /** Lengths, fastest first: a weight `[in, out]` is `out` rows of `in`. */
   readonly dims: readonly number[];
   readonly type: TensorType;
-  /** The tensor's bytes, whole or in pieces of any size; pieces are asked for one after another as the file is written. */
-  readonly data: Uint8Array | Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
+  readonly data: TensorData;
 }
 
 /** The largest page size in use; tensor data is never aligned to more. */
@@ -38,23 +36,14 @@ export async function writeGguf(path: string, content: GgufContent): Promise<voi
   const alignment = checkAlignment(content.alignment ?? defaultAlignment);
   const sizes = content.tensors.map((tensor) => checkTensor(tensor, alignment));
   const header = encodeHeader(content, alignment, sizes);
-  const temporary = `${path}.${randomUUID()}.tmp`;
-  const file = await io(path, open(temporary, "wx"));
-  try {
-    try {
-      await write(file, path, header);
-      for (const [i, tensor] of content.tensors.entries()) {
-        await writeTensor(file, path, tensor, sizes[i]!);
-        await write(file, path, new Uint8Array(alignUp(sizes[i]!, alignment) - sizes[i]!));
-      }
-    } finally {
-      await file.close();
+  await writeFileWhole(path, async (write) => {
+    await write(header);
+    for (const [i, tensor] of content.tensors.entries()) {
+      const subject = `${tensor.type} with the dimensions [${tensor.dims.join(", ")}]`;
+      await writeTensorData(write, tensor, sizes[i]!, subject);
+      await write(new Uint8Array(alignUp(sizes[i]!, alignment) - sizes[i]!));
     }
-    await io(path, rename(temporary, path));
-  } catch (error) {
-    await rm(temporary, { force: true });
-    throw error;
-  }
+  });
 }
 
 function checkAlignment(alignment: number): number {
@@ -136,41 +125,4 @@ function encodeInfo({ name, dims, type }: TensorToWrite, offset: number): Buffer
   shape.writeUInt32LE(tensorTypes[type].id, shape.length - 12);
   shape.writeBigUInt64LE(BigInt(offset), shape.length - 8);
   return Buffer.concat([encodeString(name), shape]);
-}
-
-async function writeTensor(file: FileHandle, path: string, tensor: TensorToWrite, byteLength: number): Promise<void> {
-  let written = 0;
-  for await (const piece of tensor.data instanceof Uint8Array ? [tensor.data] : tensor.data) {
-    written += piece.byteLength;
-    if (written > byteLength) break;
-    await write(file, path, piece);
-  }
-  if (written !== byteLength) {
-    const found = written > byteLength ? `at least ${written}` : `${written}`;
-    throw new GgufError(
-      "invalid-argument",
-      `the tensor "${tensor.name}" has ${found} bytes of data, but ${tensor.type} with the dimensions ` +
-        `[${tensor.dims.join(", ")}] takes ${byteLength}`,
-      { tensor: tensor.name },
-    );
-  }
-}
-
-async function write(file: FileHandle, path: string, bytes: Uint8Array): Promise<void> {
-  for (let done = 0; done < bytes.byteLength; ) {
-    const { bytesWritten } = await io(path, file.write(bytes, done));
-    done += bytesWritten;
-  }
-}
-
-async function io<T>(path: string, operation: Promise<T>): Promise<T> {
-  try {
-    return await operation;
-  } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new GgufError("unwritable", `the file cannot be written: ${reason}; check the folder and the free space`, {
-      path,
-      cause: error,
-    });
-  }
 }

@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { demoAnswers, fixturePath, goldens } from "./fixtures.js";
+import { demoAdapterAnswers, demoAnswers, fixturePath, goldens } from "./fixtures.js";
 
 describe("fixtures", () => {
   test("goldens have finite logits of the stated shape", () => {
@@ -35,6 +35,39 @@ describe("fixtures", () => {
     expect(answers).toHaveLength(66);
     expect(answers.filter((answer) => answer.messages === null)).toHaveLength(6);
     expect(answers.filter((answer) => answer.right)).toHaveLength(64);
+  });
+
+  test("seven adapters and two mixes have finite logits", () => {
+    const all = goldens();
+    const adapters = all.flatMap((golden) => golden.adapters);
+    expect(adapters.map(({ name, scale }) => [name, scale])).toEqual([
+      ["q1-tied.lora-all", 1],
+      ["q1-tied.lora-qv-rslora", 1],
+      ["q1-tied.peft-dora", 1],
+      ["q1-tied.peft-patterns", 1],
+      ["q1-tied.peft-some-layers", 1],
+      ["q1-untied-yarn.lora-all", 1],
+      ["q1-untied-yarn.lora-qv-rslora", 1],
+    ]);
+    const mixes = all.flatMap(({ mix }) => (mix === null ? [] : [mix]));
+    expect(mixes.map(({ of }) => of.map(([, weight]) => weight))).toEqual([
+      [0.5, -1.25],
+      [0.5, -1.25],
+    ]);
+    for (const { logits } of [...adapters, ...mixes]) {
+      expect(logits).toHaveLength(48 * 1003);
+      expect(logits.every(Number.isFinite)).toBe(true);
+    }
+  });
+
+  test("there are eight demo answers of the base and of each adapter", () => {
+    const counts = new Map<string | null, number>();
+    for (const { adapter } of demoAdapterAnswers()) counts.set(adapter, (counts.get(adapter) ?? 0) + 1);
+    expect([...counts]).toEqual([
+      [null, 8],
+      ["pirate", 8],
+      ["robot", 8],
+    ]);
   });
 
   test("fixturePath is absolute", () => {

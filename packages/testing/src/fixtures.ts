@@ -14,6 +14,34 @@ export interface Golden {
   shape: [number, number];
   /** Mean KL(reference || llama.cpp) over the positions in nats, where it was measured. */
   llamaCppMeanKl: number | null;
+  /** LoRA adapters of this model, each with the logits it gives. */
+  adapters: GoldenAdapter[];
+  /** Two of them at once, each with its weight. */
+  mix: { of: [path: string, weight: number][]; logits: Float32Array } | null;
+}
+
+/** An adapter of a fixture model with the logits of the adapted model, of the model's tokens and shape. */
+export interface GoldenAdapter {
+  /** Absolute path of the PEFT folder. */
+  path: string;
+  /** The folder's name. */
+  name: string;
+  /** What the adapter's contribution is multiplied with. */
+  scale: number;
+  logits: Float32Array;
+}
+
+/** A prompt for the demo model with the greedy answer under one of its adapters. */
+export interface DemoAdapterAnswer {
+  /** null: the model alone. */
+  adapter: "pirate" | "robot" | null;
+  messages: { role: "user"; content: string }[];
+  enableThinking: boolean;
+  /** Without the end of turn. */
+  outputIds: number[];
+  answer: string;
+  /** See {@link DemoAnswer}. */
+  minMargin: number;
 }
 
 /** A prompt for the demo model with its greedy answer. */
@@ -39,6 +67,8 @@ interface IndexEntry {
   tokens: number[];
   logits: string;
   shape: [number, number];
+  adapters: { path: string; scale: number; logits: string }[];
+  mix?: { of: [path: string, weight: number][]; logits: string };
   llamaCppKl?: { mean: number; max: number };
 }
 
@@ -56,12 +86,30 @@ export function goldens(): Golden[] {
     logits: readFloats(entry.logits),
     shape: entry.shape,
     llamaCppMeanKl: entry.llamaCppKl?.mean ?? null,
+    adapters: entry.adapters.map(({ path, scale, logits }) => ({
+      path: fixturePath(path),
+      name: path,
+      scale,
+      logits: readFloats(logits),
+    })),
+    mix:
+      entry.mix === undefined
+        ? null
+        : {
+            of: entry.mix.of.map(([path, weight]) => [fixturePath(path), weight]),
+            logits: readFloats(entry.mix.logits),
+          },
   }));
 }
 
 /** The 66 prompts and answers of `fixtures/demo-answers.json`. */
 export function demoAnswers(): DemoAnswer[] {
   return readJson<DemoAnswer[]>("demo-answers.json");
+}
+
+/** Eight prompts without an adapter, with `pirate` and with `robot`: `fixtures/demo-adapter-answers.json`. */
+export function demoAdapterAnswers(): DemoAdapterAnswer[] {
+  return readJson<DemoAdapterAnswer[]>("demo-adapter-answers.json");
 }
 
 function readJson<T>(name: string): T {

@@ -5,13 +5,16 @@ const stripeRows = 64;
 
 /** A weight `W` [outputs, inputs] in the type of its file. */
 export class Matrix {
+  /** Its tensor in the file. */
+  readonly name: string;
   readonly inputs: number;
   readonly outputs: number;
   readonly #type: TensorType;
   readonly #bytes: Uint8Array;
   readonly #rowBytes: number;
 
-  private constructor(inputs: number, outputs: number, type: TensorType, bytes: Uint8Array) {
+  private constructor(name: string, inputs: number, outputs: number, type: TensorType, bytes: Uint8Array) {
+    this.name = name;
     this.inputs = inputs;
     this.outputs = outputs;
     this.#type = type;
@@ -27,7 +30,7 @@ export class Matrix {
       throw new Error(`${file.path}: ${name} has dimensions [${tensor.dims}], expected [${[inputs, outputs]}]`);
     }
     if (tensor.type === null) throw new Error(`${file.path}: ${name} has type ${tensor.typeName}`);
-    return new Matrix(inputs, outputs, tensor.type, await file.readTensor(name));
+    return new Matrix(name, inputs, outputs, tensor.type, await file.readTensor(name));
   }
 
   /** `count` rows from `first`, dequantized: [count, inputs]. */

@@ -1,5 +1,6 @@
 import { dequantize, GgufFile } from "@niwaki/gguf";
 import { dot, Matrix } from "./matrix.js";
+import { type Project, projection, type ReferenceAdapter } from "./reference-adapter.js";
 import { type ReferenceConfig, readConfig } from "./reference-config.js";
 import { Rope } from "./rope.js";
 
@@ -67,14 +68,16 @@ export class ReferenceModel {
   /**
    * Logits of every position of a sequence that starts at position 0: [tokens, vocabulary].
    *
-   * @throws RangeError when a token id is not in the vocabulary.
+   * @param adapters LoRA adapters that are applied together, each times its weight.
+   * @throws RangeError when a token id is not in the vocabulary, or an adapter's matrix does not fit the model's.
    */
-  forward(tokens: readonly number[]): Float64Array {
+  forward(tokens: readonly number[], adapters: readonly ReferenceAdapter[] = []): Float64Array {
     const { epsilon } = this.#config;
+    const project = projection(adapters);
     const hidden = this.#embed(tokens);
     for (const layer of this.#layers) {
-      add(hidden, this.#attention(layer, rmsNorm(hidden, layer.attnNorm, epsilon)));
-      add(hidden, feedForward(layer, rmsNorm(hidden, layer.ffnNorm, epsilon)));
+      add(hidden, this.#attention(layer, rmsNorm(hidden, layer.attnNorm, epsilon), project));
+      add(hidden, feedForward(layer, rmsNorm(hidden, layer.ffnNorm, epsilon), project));
     }
     return this.#lmHead.multiply(rmsNorm(hidden, this.#outputNorm, epsilon));
   }
@@ -91,14 +94,14 @@ export class ReferenceModel {
     return rows;
   }
 
-  #attention(layer: Layer, x: Float64Array): Float64Array {
+  #attention(layer: Layer, x: Float64Array, project: Project): Float64Array {
     const { heads, kvHeads, headDim, epsilon } = this.#config;
-    const q = rmsNorm(layer.q.multiply(x), layer.qNorm, epsilon); // over each head: the norm's length is headDim
-    const k = rmsNorm(layer.k.multiply(x), layer.kNorm, epsilon);
-    const v = layer.v.multiply(x);
+    const q = rmsNorm(project(layer.q, x), layer.qNorm, epsilon); // over each head: the norm's length is headDim
+    const k = rmsNorm(project(layer.k, x), layer.kNorm, epsilon);
+    const v = project(layer.v, x);
     this.#rope.apply(q, heads);
     this.#rope.apply(k, kvHeads);
-    return layer.attnOutput.multiply(causalAttention(q, k, v, heads, kvHeads, headDim));
+    return project(layer.attnOutput, causalAttention(q, k, v, heads, kvHeads, headDim));
   }
 }
 
@@ -139,10 +142,13 @@ function causalAttention(
 }
 
 /** down(silu(gate(x)) * up(x)), SwiGLU. */
-function feedForward(layer: Layer, x: Float64Array): Float64Array {
-  const gate = layer.gate.multiply(x);
-  const up = layer.up.multiply(x);
-  return layer.down.multiply(gate.map((g, i) => (g / (1 + Math.exp(-g))) * up[i]!));
+function feedForward(layer: Layer, x: Float64Array, project: Project): Float64Array {
+  const gate = project(layer.gate, x);
+  const up = project(layer.up, x);
+  return project(
+    layer.down,
+    gate.map((g, i) => (g / (1 + Math.exp(-g))) * up[i]!),
+  );
 }
 
 /** x / rms(x) * weight over each run of weight.length values (Zhang and Sennrich, 2019). */

@@ -1,0 +1,16 @@
+export { type AdapterLease, AdapterSlots, type AdapterSlotsOptions } from "./adapter-slots.js";
+export { type BaseShape, readBaseShape } from "./base-shape.js";
+export { LoraError, type LoraErrorCode } from "./errors.js";
+export { LoraAdapter } from "./lora-adapter.js";
+export { type LoraConfig, loraConfig, type PlannedTarget } from "./lora-config.js";
+export { type LoraMatrix, type LoraTarget, type LoraType, matrixValues, type TargetWeights } from "./lora-target.js";
+export type { FloatWeights } from "./merge.js";
+export { type LoraModule, loraModules } from "./modules.js";
+export { readAdapter } from "./read-adapter.js";
+export { readGgufAdapter } from "./read-gguf.js";
+export { readPeftAdapter } from "./read-peft.js";
+export { LoraRegistry, type RegisteredAdapter } from "./registry.js";
+export { type RequantizedWeights, requantizeMerged } from "./requantize.js";
+export { type AdapterEstimate, type DeviceType, estimateAdapter, slotsBytes } from "./sizes.js";
+export { writeGgufAdapter } from "./write-gguf.js";
+export { writePeftAdapter } from "./write-peft.js";
