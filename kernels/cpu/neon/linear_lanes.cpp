@@ -34,6 +34,12 @@ struct Lanes {
   }
 };
 
+/// Lanes 4 i .. 4 i + 3.
+inline int32x4_t widen(const Lanes& x, int i) {
+  const int16x8_t eight = x.v[i / 2];
+  return vmovl_s16(i % 2 == 0 ? vget_low_s16(eight) : vget_high_s16(eight));
+}
+
 /// The tables of one pass. Bits of a weight: 1, -1 or +1 times the activation; or 2, code - 1 times it.
 template <int kBits>
 inline void build_pass(const int16_t* lanes, int16_t* tables) {
@@ -75,17 +81,15 @@ inline void gather_words(const uint8_t* bytes, uint64_t* words) {
   }
 }
 
-/// The row, in its half of a block, whose byte is number `position` there: the inverse of sign_position.
-constexpr int row_at(int position) {
-  return (position & 1) * 16 + position / 2;
-}
-
 /// Adds the sums of one pass for one weight row.
 inline Lanes add_fields(const int16_t* tables, uint64_t word, Lanes sum) {
 #pragma GCC unroll 11
   for (int field = 0; field < kFields; ++field) {
-    const uint64_t entry = word >> (field * kFieldBits) & (kEntries - 1);
-    sum = sum + Lanes::load(tables + entry * kLaneRows + field * kEntries * kLaneRows);
+    const int16_t* entry = tables + (word >> (field * kFieldBits) & (kEntries - 1)) * kLaneRows;
+    // Left alone, the compiler adds the field's offset to the index by instructions of their own, not in the
+    // address of the load.
+    asm("" : "+r"(entry));
+    sum = sum + Lanes::load(entry + field * kEntries * kLaneRows);
   }
   return sum;
 }
@@ -96,51 +100,55 @@ inline void add_scaled(int32x4_t sum, float row_scale, const float* activation_s
   vst1q_f32(totals, vfmaq_f32(vld1q_f32(totals), vcvtq_f32_s32(sum), scale));
 }
 
-/// One pass over a run of blocks: the first or last of those that a scale group takes, or one between. Sums
-/// of two bits a weight may not fit int16 beyond one pass (32 columns of at most 2 * 511) and wait as int32;
-/// those of one bit do over the whole group.
+/// What one pass does for one weight row: the first or last of those that a scale group takes, or one between.
+/// Sums of two bits a weight may not fit int16 beyond one pass (32 columns of at most 2 * 511) and wait as
+/// int32; those of one bit do over the whole group. `half` is the row's scale.
+template <int kBits, bool kFirst, bool kLast>
+inline void add_row(const int16_t* tables, uint64_t word, const uint8_t* half, const float* activation_scales,
+                    int32_t* partial, float* totals) {
+  float row_scale = 0;
+  if (kLast) {
+    __fp16 scale;
+    __builtin_memcpy(&scale, half, sizeof scale);
+    row_scale = scale;
+  }
+  if constexpr (kBits == 1) {
+    int16_t* waiting = reinterpret_cast<int16_t*>(partial);
+    const Lanes sum = add_fields(tables, word, kFirst ? Lanes::zero() : Lanes::load(waiting));
+    if (!kLast) return sum.store(waiting);
+    for (int i = 0; i < 4; ++i)
+      add_scaled(widen(sum, i), row_scale, activation_scales + 4 * i, totals + 4 * i);
+  } else {
+    const Lanes sum = add_fields(tables, word, Lanes::zero());
+    for (int i = 0; i < 4; ++i) {
+      int32x4_t four = widen(sum, i);
+      if (!kFirst) four = vaddq_s32(four, vld1q_s32(partial + 4 * i));
+      if (!kLast) {
+        vst1q_s32(partial + 4 * i, four);
+      } else {
+        add_scaled(four, row_scale, activation_scales + 4 * i, totals + 4 * i);
+      }
+    }
+  }
+}
+
+/// One pass over a run of blocks.
 template <int kBits, bool kFirst, bool kLast>
 inline void run_pass(const int16_t* tables, const uint8_t* bytes, const uint8_t* scales, int64_t block_stride,
                      int64_t blocks, const float* activation_scales, int32_t* partial, float* totals) {
+  // Of a row: 16 lanes of int16 or int32.
+  constexpr int kPartial = kLaneRows * kBits / 2;
   for (int64_t b = 0; b < blocks; ++b) {
     for (int quarter = 0; quarter < 4; ++quarter) {
       uint64_t words[16];
       gather_words(bytes + b * block_stride + 16 * quarter, words);
       for (int i = 0; i < 16; ++i) {
-        const int row_in_block = quarter / 2 * 32 + row_at(quarter % 2 * 16 + i);
-        const int64_t row = b * kBlockRows + row_in_block;
-        float* total = totals + row * kLaneRows;
-        float row_scale = 0;
-        if (kLast) {
-          __fp16 half;
-          __builtin_memcpy(&half, scales + b * block_stride + 2 * row_in_block, sizeof half);
-          row_scale = half;
-        }
-        if constexpr (kBits == 1) {
-          int16_t* waiting = reinterpret_cast<int16_t*>(partial) + row * kLaneRows;
-          const Lanes sum = add_fields(tables, words[i], kFirst ? Lanes::zero() : Lanes::load(waiting));
-          if (!kLast) {
-            sum.store(waiting);
-            continue;
-          }
-          for (int h = 0; h < 2; ++h) {
-            add_scaled(vmovl_s16(vget_low_s16(sum.v[h])), row_scale, activation_scales + 8 * h, total + 8 * h);
-            add_scaled(vmovl_high_s16(sum.v[h]), row_scale, activation_scales + 8 * h + 4, total + 8 * h + 4);
-          }
-        } else {
-          int32_t* waiting = partial + row * kLaneRows;
-          const Lanes sum = add_fields(tables, words[i], Lanes::zero());
-          for (int h = 0; h < 4; ++h) {
-            const int16x8_t eight = sum.v[h / 2];
-            int32x4_t four = vmovl_s16(h % 2 == 0 ? vget_low_s16(eight) : vget_high_s16(eight));
-            if (!kFirst) four = vaddq_s32(four, vld1q_s32(waiting + 4 * h));
-            if (!kLast) {
-              vst1q_s32(waiting + 4 * h, four);
-            } else {
-              add_scaled(four, row_scale, activation_scales + 4 * h, total + 4 * h);
-            }
-          }
-        }
+        // Even bytes are eight neighboring rows, odd ones the eight that are 16 rows on.
+        const int in_block = quarter / 2 * 32 + i / 8 * 16 + quarter % 2 * 8 + i % 8;
+        const int64_t row = b * kBlockRows + in_block;
+        add_row<kBits, kFirst, kLast>(tables, words[i % 8 * 2 + i / 8],
+                                      scales + b * block_stride + 2 * in_block, activation_scales,
+                                      partial + row * kPartial, totals + row * kLaneRows);
       }
     }
   }
