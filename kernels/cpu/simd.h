@@ -1,8 +1,8 @@
 // Sixteen float lanes, for code that is written once and compiled for every tier. Include it in a tier's .cpp
 // only: cpu/avx512/*.cpp define NIWAKI_SIMD_AVX512 first, cpu/avx2/*.cpp NIWAKI_SIMD_AVX2, cpu/neon/*.cpp
-// NIWAKI_SIMD_NEON, cpu/portable/*.cpp nothing. Everything has internal linkage, so that the linker can never give code compiled for one
-// instruction set to another; for the same reason a tier's file uses no template or inline function of the
-// standard library that has a body of its own.
+// NIWAKI_SIMD_NEON, cpu/portable/*.cpp nothing. Everything has internal linkage, so that the linker can never
+// give code compiled for one instruction set to another; for the same reason a tier's file uses no template
+// or inline function of the standard library that has a body of its own.
 //
 // Every operation is one IEEE operation per lane with the same result in every tier, NaN payloads aside. The
 // compiler contracts nothing by itself (-ffp-contract=off): a fused multiply-add is written fma().

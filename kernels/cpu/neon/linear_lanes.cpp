@@ -100,9 +100,9 @@ inline void add_scaled(int32x4_t sum, float row_scale, const float* activation_s
   vst1q_f32(totals, vfmaq_f32(vld1q_f32(totals), vcvtq_f32_s32(sum), scale));
 }
 
-/// What one pass does for one weight row: the first or last of those that a scale group takes, or one between.
-/// Sums of two bits a weight may not fit int16 beyond one pass (32 columns of at most 2 * 511) and wait as
-/// int32; those of one bit do over the whole group. `half` is the row's scale.
+/// What one pass does for one weight row: the first or last of those that a scale group takes, or one
+/// between. Sums of two bits a weight may not fit int16 beyond one pass (32 columns of at most 2 * 511) and
+/// wait as int32; those of one bit do over the whole group. `half` is the row's scale.
 template <int kBits, bool kFirst, bool kLast>
 inline void add_row(const int16_t* tables, uint64_t word, const uint8_t* half, const float* activation_scales,
                     int32_t* partial, float* totals) {
