@@ -68,5 +68,6 @@ struct AttentionKernels {
 extern const AttentionKernels kPortableAttentionKernels;
 extern const AttentionKernels kAvx2AttentionKernels;
 extern const AttentionKernels kAvx512AttentionKernels;
+extern const AttentionKernels kNeonAttentionKernels;
 
 }  // namespace niwaki

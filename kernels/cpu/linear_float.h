@@ -12,6 +12,8 @@ inline float load_half(const uint8_t* p) {
   std::memcpy(&half, p, 2);
 #if defined(NIWAKI_SIMD_AVX2) || defined(NIWAKI_SIMD_AVX512)
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+#elif defined(NIWAKI_SIMD_NEON)
+  return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half))), 0);
 #else
   return half_to_float(half);
 #endif
@@ -29,6 +31,10 @@ inline F32x16 load_nibbles(const uint8_t* p, bool high) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))};
 #endif
+#elif defined(NIWAKI_SIMD_NEON)
+  const uint8x16_t bytes = vld1q_u8(p);
+  const uint8x16_t codes = high ? vshrq_n_u8(bytes, 4) : vandq_u8(bytes, vdupq_n_u8(15));
+  return F32x16::from_i8(vsubq_s8(vreinterpretq_s8_u8(codes), vdupq_n_s8(8)));
 #else
   return F32x16::make([=](int i) { return static_cast<float>((high ? p[i] >> 4 : p[i] & 15) - 8); });
 #endif

@@ -111,5 +111,6 @@ struct LinearKernels {
 extern const LinearKernels kPortableLinearKernels;
 extern const LinearKernels kAvx2LinearKernels;
 extern const LinearKernels kAvx512LinearKernels;
+extern const LinearKernels kNeonLinearKernels;
 
 }  // namespace niwaki

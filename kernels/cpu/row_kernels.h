@@ -31,5 +31,6 @@ constexpr int64_t kSumRun = 1024;
 extern const RowKernels kPortableRowKernels;
 extern const RowKernels kAvx2RowKernels;
 extern const RowKernels kAvx512RowKernels;
+extern const RowKernels kNeonRowKernels;
 
 }  // namespace niwaki

@@ -1,8 +1,8 @@
 // Sixteen float lanes, for code that is written once and compiled for every tier. Include it in a tier's .cpp
-// only: cpu/avx512/*.cpp define NIWAKI_SIMD_AVX512 first, cpu/avx2/*.cpp NIWAKI_SIMD_AVX2, cpu/portable/*.cpp
-// nothing. Everything has internal linkage, so that the linker can never give code compiled for one
-// instruction set to another; for the same reason a tier's file uses no template or inline function of the
-// standard library that has a body of its own.
+// only: cpu/avx512/*.cpp define NIWAKI_SIMD_AVX512 first, cpu/avx2/*.cpp NIWAKI_SIMD_AVX2, cpu/neon/*.cpp
+// NIWAKI_SIMD_NEON, cpu/portable/*.cpp nothing. Everything has internal linkage, so that the linker can never
+// give code compiled for one instruction set to another; for the same reason a tier's file uses no template
+// or inline function of the standard library that has a body of its own.
 //
 // Every operation is one IEEE operation per lane with the same result in every tier, NaN payloads aside. The
 // compiler contracts nothing by itself (-ffp-contract=off): a fused multiply-add is written fma().
@@ -13,6 +13,8 @@
 
 #if defined(NIWAKI_SIMD_AVX2) || defined(NIWAKI_SIMD_AVX512)
 #include <immintrin.h>
+#elif defined(NIWAKI_SIMD_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace niwaki {
@@ -227,6 +229,10 @@ inline float largest(F32x16 x) {
 inline float square_root(float x) {
   return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
 }
+
+#elif defined(NIWAKI_SIMD_NEON)
+
+#include "cpu/neon/f32x16.h"
 
 #else  // portable
 

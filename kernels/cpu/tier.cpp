@@ -29,6 +29,11 @@ bool has_avx512() {
 }
 #endif
 
+#ifdef NIWAKI_ARM64
+// Whatever runs AArch64 code has what this needs.
+const Tier kNeon = {"neon", kNeonLinearKernels, kNeonRowKernels, kNeonAttentionKernels};
+#endif
+
 }  // namespace
 
 std::vector<const Tier*> available_tiers() {
@@ -36,6 +41,9 @@ std::vector<const Tier*> available_tiers() {
 #ifdef NIWAKI_X86
   if (has_avx512()) tiers.push_back(&kAvx512);
   if (has_avx2()) tiers.push_back(&kAvx2);
+#endif
+#ifdef NIWAKI_ARM64
+  tiers.push_back(&kNeon);
 #endif
   tiers.push_back(&kPortable);
   return tiers;

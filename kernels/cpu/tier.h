@@ -19,7 +19,7 @@ struct AttentionKernels;  // cpu/attention_kernels.h
 ///   tier;
 ///   - integer sums are exact.
 struct Tier {
-  const char* name;  // "portable", "avx2", "avx512"
+  const char* name;  // "portable", "avx2", "avx512", "neon"
   const LinearKernels& linear;
   const RowKernels& rows;
   const AttentionKernels& attention;

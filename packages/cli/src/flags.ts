@@ -41,7 +41,7 @@ export function addRunFlags(command: Command): Command {
     .addOption(
       new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]),
     )
-    .option("--tier <name>", "kernels for an instruction set: avx512, avx2, portable; the best if absent");
+    .option("--tier <name>", "kernels for an instruction set: avx512, avx2, neon, portable; the best if absent");
 }
 
 export function addAnswerFlags(command: Command): Command {

@@ -88,7 +88,8 @@ export async function checkMachine(machine) {
 /** The machine this process runs on, as `checkMachine` wants it. */
 export function thisMachine(capture) {
   const { env, platform, arch, version } = process;
-  return { nodeVersion: version, platform, arch, env, capture, has: (program) => isOnPath(program, env) };
+  const isRoot = process.getuid?.() === 0;
+  return { nodeVersion: version, platform, arch, env, isRoot, capture, has: (program) => isOnPath(program, env) };
 }
 
 async function checkCompiler({ env, capture }, install) {

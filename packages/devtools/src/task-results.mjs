@@ -5,11 +5,14 @@ import { ROOT } from "./process.mjs";
 import { workspacePackages } from "./workspace.mjs";
 
 const RUNS = ".turbo/runs";
-const TASKS = ["typecheck", "test", "test:native", "check:package"];
+const TASKS = ["typecheck", "test", "test:native", "test:aarch64", "check:package"];
+/** Those of one package, which no other must have. */
+const CXX_TASKS = ["test:native", "test:aarch64"];
 const TEST_LOG = ".turbo/turbo-test.log";
 const REPORTS = {
   test: "test-report.json",
   "test:native": "native-report.json",
+  "test:aarch64": "aarch64-report.json",
   "check:package": "package-report.json",
 };
 
@@ -17,9 +20,11 @@ const REPORTS = {
  * Runs every check that is a turbo task, going on after failures; the output of the failing ones is printed as it
  * comes.
  *
- * @returns one result for each task of each package: `{ name, passed, failed, skipped }`
+ * @param environment variables for the tasks, those that turbo.json names
+ * @returns one result for each task of each package: `{ name, passed, failed, skipped }`, and `reason` where a report
+ *   says why tests were skipped
  */
-export async function runTasks(turbo) {
+export async function runTasks(turbo, environment) {
   const packages = workspacePackages(ROOT);
   // What an earlier run left must not be taken for this run's: turbo puts back the reports of tasks that it skips.
   for (const { folder } of packages) {
@@ -27,7 +32,8 @@ export async function runTasks(turbo) {
     for (const path of [...reports, TEST_LOG]) rmSync(join(ROOT, folder, path), { force: true });
   }
   rmSync(join(ROOT, RUNS), { recursive: true, force: true });
-  await turbo(["run", ...TASKS, "--summarize", "--continue=always", "--output-logs=errors-only"], { stream: true });
+  const flags = ["--summarize", "--continue=always", "--output-logs=errors-only"];
+  await turbo(["run", ...TASKS, ...flags], { stream: true, environment });
   const summary = readSummary();
   return packages.flatMap(({ folder, manifest }) =>
     expectedTasks(manifest).map((task) => {
@@ -45,7 +51,7 @@ export function expectedTasks(manifest) {
   if (manifest.os) return [];
   return TASKS.filter((task) => {
     if (manifest.scripts?.[task]) return true;
-    return !manifest.private && task !== "test:native";
+    return !manifest.private && !CXX_TASKS.includes(task);
   });
 }
 

@@ -43,7 +43,8 @@ describe("expectedTasks", () => {
   });
 
   it("wants of a private package what it has scripts for", () => {
-    expect(expectedTasks({ private: true, scripts: { build: "x", "test:native": "x" } })).toEqual(["test:native"]);
+    const scripts = { build: "x", "test:native": "x", "test:aarch64": "x" };
+    expect(expectedTasks({ private: true, scripts })).toEqual(["test:native", "test:aarch64"]);
   });
 
   it("wants nothing of a package that holds a binary of one platform", () => {

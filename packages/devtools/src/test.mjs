@@ -1,4 +1,7 @@
+import { provideAarch64Tools } from "./aarch64-tools.mjs";
 import { total } from "./counts.mjs";
+import { thisMachine } from "./machine.mjs";
+import { capture } from "./process.mjs";
 import { setUp } from "./set-up.mjs";
 import { SetUpError } from "./set-up-error.mjs";
 
@@ -9,7 +12,9 @@ async function main() {
     // Only now: what these import is installed by the set-up.
     const { runTasks } = await import("./task-results.mjs");
     const { REPOSITORY_CHECKS } = await import("./repository-checks.mjs");
-    results.push(...(await runTasks(turbo)));
+    // Known to turbo, so that tests which were skipped run once the tools are there.
+    const tools = await provideAarch64Tools(thisMachine(capture), (line) => console.error(`niwaki: ${line}`));
+    results.push(...(await runTasks(turbo, { NIWAKI_AARCH64: JSON.stringify(tools) })));
     for (const [name, check] of REPOSITORY_CHECKS) {
       const { code, output } = await check(pnpmEnvironment);
       if (code !== 0) console.log(`\n${name} failed:\n${output.trimEnd()}`);
@@ -29,7 +34,7 @@ function summarize(results) {
     const state = result.failed > 0 ? "FAILED" : "ok    ";
     const note = [`${result.passed} passed`];
     if (result.failed > 0) note.push(`${result.failed} failed`);
-    if (result.skipped > 0) note.push(`${result.skipped} skipped`);
+    if (result.skipped > 0) note.push(`${result.skipped} skipped${result.reason ? ` (${result.reason})` : ""}`);
     console.log(`${state} ${result.name}: ${note.join(", ")}`);
   }
   if (skipped > 0) console.log(`${skipped} skipped`);

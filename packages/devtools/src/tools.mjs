@@ -18,9 +18,10 @@ export async function findTools() {
   const version = pinnedPnpm(ROOT);
   const path = await pathWithPnpm(version);
 
-  const turbo = (args, { stream = false } = {}) => {
+  const turbo = (args, { stream = false, environment = {} } = {}) => {
     const env = {
       ...process.env,
+      ...environment,
       PATH: path,
       NIWAKI_TOOLCHAIN: toolchain,
       CMAKE_BUILD_PARALLEL_LEVEL: String(availableParallelism()),

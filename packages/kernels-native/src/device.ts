@@ -11,7 +11,10 @@ import { Plan } from "./plan.js";
 import { checkSource, type TensorSource } from "./tensor-source.js";
 import { Vector } from "./vector.js";
 
-/** The sets of kernels (tiers) that this machine can run, best first: `["avx512", "avx2", "portable"]`. Their results are equal. */
+/**
+ * The sets of kernels (tiers) that this machine can run, best first: `["avx512", "avx2", "portable"]`, or on Arm
+ * `["neon", "portable"]`. Their results are equal.
+ */
 export function cpuTiers(): string[] {
   return callNative(() => addon().tiers());
 }

@@ -1,0 +1,11 @@
+#pragma once
+#include "cpu/linear_kernels.h"
+
+namespace niwaki {
+
+/// See LinearKernels.
+void build_neon_lanes(const int16_t* quanta, int16_t* lanes);
+void multiply_neon_lanes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
+                         float* out, int64_t out_stride, float* workspace);
+
+}  // namespace niwaki

@@ -1,0 +1,42 @@
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseCtest, total } from "./counts.mjs";
+import { capture, ROOT } from "./process.mjs";
+
+const REPORTS = join(ROOT, "packages/devtools/build");
+
+/** Writes the report of a task: what `countReport` reads. */
+export function writeReport(name, counts) {
+  mkdirSync(REPORTS, { recursive: true });
+  writeFileSync(join(REPORTS, name), JSON.stringify(counts));
+}
+
+/**
+ * Builds the kernels with their tests, runs all of these once in each environment and writes the sum of the counts as
+ * the report `report`. Prints all output; sets the exit code of this process.
+ *
+ * @param options `build`: the build folder; `cmake`: arguments beside it; `environments`: variables of each run.
+ */
+export async function runCxxTests({ report, build, cmake, environments = [{}] }) {
+  rmSync(join(REPORTS, report), { force: true });
+  const run = async (command, args, environment = {}) => {
+    const result = await capture(command, args, { env: { ...process.env, ...environment } });
+    const variables = Object.entries(environment).map(([name, value]) => `${name}=${value}`);
+    console.log(`$ ${[...variables, command, ...args].join(" ")}\n${result.output}`);
+    return result;
+  };
+  let { code } = await run("cmake", ["-S", "kernels", "-B", build, "-DNIWAKI_TESTS=ON", ...cmake]);
+  if (code === 0) ({ code } = await run("cmake", ["--build", build, "-j2"]));
+  const counts = [];
+  for (const environment of code === 0 ? environments : []) {
+    const tests = await run(
+      "ctest",
+      ["--test-dir", build, "--output-on-failure", "--no-tests=error", "-j2"],
+      environment,
+    );
+    counts.push(parseCtest(tests.output));
+    if (tests.code !== 0) code = tests.code;
+  }
+  if (counts.length > 0 && counts.every(Boolean)) writeReport(report, total(counts));
+  process.exitCode = code;
+}
