@@ -10,9 +10,9 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows that a thread multiplies at a time for a few rows of the step; for more, as many as the
-/// tables read or built for them are worth.
-constexpr int64_t kFewBlocks = 2;
+/// Blocks of rows that a thread multiplies at a time for a few rows of the step: one, so that weights are
+/// read as they lie. For more rows, as many as the tables read or built for them are worth.
+constexpr int64_t kFewBlocks = 1;
 constexpr int64_t kFewRows = 8;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;

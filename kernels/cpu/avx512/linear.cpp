@@ -25,29 +25,61 @@ constexpr int kTileRows = 32;
 /// Rows whose tables of a group stay in the first-level cache from block to block.
 constexpr int kCachedRows = 16;
 
+/// What bit i of every field of a pass stands for, the fields side by side: lanes 2 f and 2 f + 1 are field
+/// f.
+template <int kBits>
+struct FieldBit {
+  alignas(64) int16_t column[32];  // of the pass
+  alignas(64) int16_t shift[32];   // of its activation: what the bit adds, once set
+  uint32_t used = 0, low = 0;      // lanes; low: without the bit the activation is subtracted
+
+  constexpr explicit FieldBit(int i) : column{}, shift{} {
+    for (int lane = 0; lane < 2 * kFields; ++lane) {
+      const int bit = lane / 2 * kFieldBits + i;
+      if (bit >= 64) continue;
+      const bool is_low = kBits == 1 || bit % 2 == 0;
+      column[lane] = static_cast<int16_t>(bit / kBits);
+      shift[lane] = kBits == 1 || !is_low;
+      used |= uint32_t{1} << lane;
+      if (is_low) low |= uint32_t{1} << lane;
+    }
+  }
+};
+
 /// Of every field: the sums of what its bits choose. One bit a weight: -1 or +1 times the activation. Two:
 /// code - 1 times it, so -q or 0 by the low bit and 0 or 2 q by the high one.
-void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* /*offsets*/) {
+template <int kBits>
+inline void build_type(const int16_t* quanta, uint8_t* tables) {
+  static constexpr FieldBit<kBits> kBit[kFieldBits] = {
+      FieldBit<kBits>(0), FieldBit<kBits>(1), FieldBit<kBits>(2), FieldBit<kBits>(3), FieldBit<kBits>(4)};
   // Bit i of an entry's number.
   constexpr __mmask32 kSet[kFieldBits] = {0xaaaaaaaa, 0xcccccccc, 0xf0f0f0f0, 0xff00ff00, 0xffff0000};
-  for (int pass = 0; pass < 2 * bits; ++pass) {
+  for (int pass = 0; pass < 2 * kBits; ++pass) {
+    const int16_t* q = quanta + pass * 64 / kBits;
+    const __m512i first = _mm512_loadu_si512(q);
+    const __m512i second = kBits == 1 ? _mm512_loadu_si512(q + 32) : first;
+    alignas(64) int32_t changes[kFieldBits][16], clears[16];
+    __m512i clear = _mm512_setzero_si512();
+    for (int i = 0; i < kFieldBits; ++i) {
+      const FieldBit<kBits>& bit = kBit[i];
+      const __m512i value =
+          _mm512_maskz_permutex2var_epi16(bit.used, first, _mm512_load_si512(bit.column), second);
+      clear = _mm512_mask_sub_epi16(clear, bit.low, clear, value);
+      _mm512_store_si512(changes[i], _mm512_sllv_epi16(value, _mm512_load_si512(bit.shift)));
+    }
+    _mm512_store_si512(clears, clear);
     for (int field = 0; field < kFields; ++field) {
-      int16_t change[kFieldBits] = {};
-      int clear = 0;
-      for (int i = 0; i < kFieldBits && field * kFieldBits + i < 64; ++i) {
-        const int bit = pass * 64 + field * kFieldBits + i;
-        const int q = quanta[bit / bits];
-        const bool low = bits == 1 || bit % 2 == 0;
-        if (low) clear -= q;
-        change[i] = static_cast<int16_t>(low && bits == 2 ? q : 2 * q);
-      }
-      __m512i sums = _mm512_set1_epi16(static_cast<int16_t>(clear));
+      __m512i sums = _mm512_set1_epi32(clears[field]);
       for (int i = 0; i < kFieldBits; ++i)
-        sums = _mm512_mask_add_epi16(sums, kSet[i], sums, _mm512_set1_epi16(change[i]));
+        sums = _mm512_mask_add_epi16(sums, kSet[i], sums, _mm512_set1_epi32(changes[i][field]));
       _mm512_store_si512(tables, sums);
       tables += kTableBytes;
     }
   }
+}
+
+void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* /*offsets*/) {
+  bits == 1 ? build_type<1>(quanta, tables) : build_type<2>(quanta, tables);
 }
 
 /// The indices of a pass for the 64 rows of a block: of every field, those of rows 0-15 and 32-47, and those
