@@ -7,6 +7,7 @@
 #include <system_error>
 #include <thread>
 
+#include "cpu/adapter_slots.h"
 #include "cpu/plan.h"
 #include "cpu/plan_check.h"
 #include "cpu/thread_pool.h"
@@ -79,12 +80,53 @@ class CpuDevice final : public Device {
     return std::make_shared<CpuPlan>(std::move(spec), tier_, pool_, identity_);
   }
 
+  std::shared_ptr<Job> create_adapter_slots(std::shared_ptr<Plan> plan, AdapterSlotsSpec spec,
+                                            SlotsDone done) override {
+    auto slots = std::make_shared<CpuAdapterSlots>(own(std::move(plan)), std::move(spec));
+    return submit("making adapter slots", [this, slots, done = std::move(done)](auto&& guard) mutable {
+      const std::exception_ptr failure = guard([&] { slots->populate(pool_); });
+      done(failure, failure ? nullptr : std::move(slots));
+    });
+  }
+
+  std::shared_ptr<Job> load_adapter(std::shared_ptr<AdapterSlots> slots, int32_t slot,
+                                    std::vector<AdapterTarget> adapter, std::shared_ptr<void> keep_alive,
+                                    Done done) override {
+    auto cpu_slots = own(std::move(slots));
+    cpu_slots->check(slot, adapter);
+    return submit("the load of an adapter",
+                  [this, slots = std::move(cpu_slots), slot, adapter = std::move(adapter),
+                   keep_alive = std::move(keep_alive), done = std::move(done)](auto&& guard) mutable {
+                    const std::exception_ptr failure = guard([&] { slots->load(pool_, slot, adapter); });
+                    slots.reset();
+                    keep_alive.reset();
+                    done(failure);
+                  });
+  }
+
+  std::shared_ptr<Job> adapter_row_norms(std::shared_ptr<AdapterSlots> slots, AdapterTarget target,
+                                         std::shared_ptr<void> keep_alive, RowNormsDone done) override {
+    auto cpu_slots = own(std::move(slots));
+    cpu_slots->check(target);
+    return submit("the norms of an adapter", [this, slots = std::move(cpu_slots), target = std::move(target),
+                                              keep_alive = std::move(keep_alive),
+                                              done = std::move(done)](auto&& guard) mutable {
+      std::vector<float> norms;
+      const std::exception_ptr failure = guard([&] { norms = slots->row_norms(pool_, target); });
+      slots.reset();
+      keep_alive.reset();
+      done(failure, std::move(norms));
+    });
+  }
+
   std::shared_ptr<Job> run(std::shared_ptr<Plan> plan, Step step, StepDone done) override {
-    auto cpu_plan = std::dynamic_pointer_cast<CpuPlan>(std::move(plan));
-    if (cpu_plan == nullptr || cpu_plan->owner() != identity_.get()) {
-      throw Error(ErrorCode::kInvalidArgument, "the plan was compiled on another device");
-    }
+    auto cpu_plan = own(std::move(plan));
     check_step(cpu_plan->spec(), step);
+    if (step.adapter_slots != nullptr) {
+      const auto* slots = dynamic_cast<const CpuAdapterSlots*>(step.adapter_slots.get());
+      if (slots == nullptr || &slots->plan() != cpu_plan.get())
+        throw Error(ErrorCode::kInvalidArgument, "step: the adapter slots were made for another plan");
+    }
     auto job = std::make_shared<CpuJob>();
     pool_.submit(
         [this, job, plan = std::move(cpu_plan), step = std::move(step), done = std::move(done)]() mutable {
@@ -94,12 +136,42 @@ class CpuDevice final : public Device {
             result = plan->run(step, job->cancelled);
           });
           plan.reset();
+          step.adapter_slots.reset();
           done(failure, std::move(result));
         });
     return job;
   }
 
  private:
+  std::shared_ptr<CpuPlan> own(std::shared_ptr<Plan> plan) const {
+    auto cpu_plan = std::dynamic_pointer_cast<CpuPlan>(std::move(plan));
+    if (cpu_plan == nullptr || cpu_plan->owner() != identity_.get())
+      throw Error(ErrorCode::kInvalidArgument, "the plan was compiled on another device");
+    return cpu_plan;
+  }
+  std::shared_ptr<CpuAdapterSlots> own(std::shared_ptr<AdapterSlots> slots) const {
+    auto cpu_slots = std::dynamic_pointer_cast<CpuAdapterSlots>(std::move(slots));
+    if (cpu_slots == nullptr || cpu_slots->plan().owner() != identity_.get())
+      throw Error(ErrorCode::kInvalidArgument, "the adapter slots were made on another device");
+    return cpu_slots;
+  }
+
+  /// Queues a job; it passes what it does to the function that it gets, which returns the failure if there
+  /// was one.
+  template <class F>
+  std::shared_ptr<Job> submit(const char* what, F f) {
+    auto job = std::make_shared<CpuJob>();
+    pool_.submit([this, job, what, f = std::move(f)]() mutable {
+      f([&](auto&& work) {
+        return failure_of([&] {
+          start(*job, what);
+          work();
+        });
+      });
+    });
+    return job;
+  }
+
   void start(const CpuJob& job, const char* what) const {
     if (closing_.load(std::memory_order_relaxed)) {
       throw Error(ErrorCode::kCancelled,

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/matrix_part.h"
+#include "cpu/row_adapters.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
@@ -42,6 +43,8 @@ struct Linear::Tile {
   int64_t x_stride;
   float* padded;   // where they are padded, if they must be
   float* workers;  // worker_floats() for each thread
+  int64_t first_row;
+  const RowAdapters* adapters;
 };
 
 Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate,
@@ -107,7 +110,7 @@ size_t Linear::scratch_bytes(int threads) const {
 }
 
 int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
-                    int64_t y_stride, std::byte* scratch) const {
+                    int64_t y_stride, std::byte* scratch, const RowAdapters* adapters) const {
   const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
   for (int64_t first = 0, count; first < rows; first += count) {
     // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
@@ -127,6 +130,8 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
     tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
     tile.padded = floats(padded_);
     tile.workers = floats(workers_);
+    tile.first_row = first;
+    tile.adapters = adapters;
     const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
     if (bad_row >= 0) return first + bad_row;
     multiply(pool, tile, y + first * y_stride, y_stride);
@@ -236,21 +241,26 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
   });
 }
 
-/// out[t][r], rows kSumStride apart, for `blocks` blocks of a part; defined up to a multiple of 16 rows.
+/// out[t][r], rows kSumStride apart, for `blocks` blocks of a part, adapters and all; defined up to a
+/// multiple of 16 rows.
 void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile,
                            float* out, float* workspace) const {
   const Matrix::Part& part = matrix_.parts()[part_index];
+  const int64_t first = first_block * kBlockRows, rows = std::min(blocks * kBlockRows, part.rows - first);
+  if (tile.adapters != nullptr)
+    tile.adapters->prefetch(part_index, first, rows, tile.first_row, tile.sign.rows);
   if (is_sign_type(part.type)) {
     kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kSumStride, workspace);
-    return;
+  } else {
+    kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows,
+                            padded_columns(part.columns), tile.x, tile.x_stride, tile.sign.rows, out,
+                            kSumStride);
+    for (int t = 0; t < tile.sign.rows; ++t) {
+      for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
+    }
   }
-  const int64_t rows = std::min(blocks * kBlockRows, part.rows - first_block * kBlockRows);
-  kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows,
-                          padded_columns(part.columns), tile.x, tile.x_stride, tile.sign.rows, out,
-                          kSumStride);
-  for (int t = 0; t < tile.sign.rows; ++t) {
-    for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
-  }
+  if (tile.adapters != nullptr)
+    tile.adapters->add(part_index, first, rows, tile.first_row, tile.sign.rows, out, kSumStride);
 }
 
 void Linear::write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y,

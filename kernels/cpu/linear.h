@@ -10,6 +10,8 @@
 
 namespace niwaki {
 
+class RowAdapters;
+
 /// y = W x (or y += W x) for the rows of a step: one linear operation of a plan, bound to a tier. The matrix
 /// must outlive it.
 class Linear {
@@ -26,9 +28,10 @@ class Linear {
 
   /// Runs on every thread of the pool, from inside a job. x is [rows, matrix columns], y is [rows,
   /// out_columns()]; strides are in floats, scratch is aligned to 64 bytes. Returns the lowest row whose
-  /// activations are NaN or infinite (y is then unfinished), or -1.
+  /// activations are NaN or infinite (y is then unfinished), or -1. `adapters`, unless null, have projected
+  /// x.
   int64_t run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
-              std::byte* scratch) const;
+              std::byte* scratch, const RowAdapters* adapters = nullptr) const;
 
  private:
   struct Tile;
@@ -58,7 +61,8 @@ class Linear {
   size_t scales_ = 0, tables_[3]{}, offsets_[3]{}, lanes_ = 0, padded_ = 0, workers_ = 0;
 };
 
-/// One row of a matrix as floats (an embedding): columns() values.
+/// One row of a matrix, or of one of its parts, as floats (an embedding): columns() values.
 void copy_row(const Matrix& matrix, int64_t row, float* out);
+void copy_row(const Matrix::Part& part, int64_t row, float* out);
 
 }  // namespace niwaki

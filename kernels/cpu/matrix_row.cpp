@@ -62,10 +62,14 @@ void copy_float_row(const Matrix::Part& part, int64_t row, float* out) {
 
 }  // namespace
 
+void copy_row(const Matrix::Part& part, int64_t row, float* out) {
+  is_sign_type(part.type) ? copy_sign_row(part, row, out) : copy_float_row(part, row, out);
+}
+
 void copy_row(const Matrix& matrix, int64_t row, float* out) {
   for (const Matrix::Part& part : matrix.parts()) {
     if (row < part.rows) {
-      is_sign_type(part.type) ? copy_sign_row(part, row, out) : copy_float_row(part, row, out);
+      copy_row(part, row, out);
       return;
     }
     row -= part.rows;

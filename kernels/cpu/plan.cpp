@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "cpu/adapter_slots.h"
 #include "cpu/attention_kernels.h"
 #include "cpu/plan_check.h"
 #include "cpu/row_kernels.h"
@@ -106,12 +107,24 @@ StepResult CpuPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
       rows_.push_back({static_cast<int32_t>(s), sequence.context_length - sequence.row_count + i});
     }
   }
+  gather_adapters();
   for (size_t i = 0; i < spec_.ops.size(); ++i) {
     if (cancelled.load(std::memory_order_relaxed))
       throw Error(ErrorCode::kCancelled, "the step was cancelled");
     std::visit([&](const auto& op) { run_op(op, i); }, spec_.ops[i].op);
   }
   return finish(cancelled);
+}
+
+void CpuPlan::gather_adapters() {
+  const auto* slots = static_cast<const CpuAdapterSlots*>(step_->adapter_slots.get());
+  std::vector<int32_t> sequences, of_outputs;
+  if (slots != nullptr) {
+    for (const Row& row : rows_) sequences.push_back(row.sequence);
+    for (const int32_t row : step_->outputs) of_outputs.push_back(sequences[static_cast<size_t>(row)]);
+  }
+  adapters_.gather(slots, *step_, sequences);
+  output_adapters_.gather(slots, *step_, of_outputs);
 }
 
 /// Shares items among the threads; `work` is the floats that an item goes through.
@@ -172,8 +185,10 @@ void CpuPlan::run_op(const LinearOp& op, size_t index) {
   const int64_t rows = row_count(op.in);
   if (rows == 0) return;
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
-  const int64_t bad =
-      ops_[index].linear->run(pool_, rows, in.data, in.stride, out.data, out.stride, linear_scratch_);
+  RowAdapters& adapters = spec_.buffers[static_cast<size_t>(op.in)].per_output ? output_adapters_ : adapters_;
+  const bool adapted = adapters.project(pool_, index, in.data, in.stride);
+  const int64_t bad = ops_[index].linear->run(pool_, rows, in.data, in.stride, out.data, out.stride,
+                                              linear_scratch_, adapted ? &adapters : nullptr);
   require_finite(bad, op.in, index, "activations");
 }
 

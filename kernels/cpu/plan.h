@@ -8,6 +8,7 @@
 #include "cpu/linear.h"
 #include "cpu/page_memory.h"
 #include "cpu/rope.h"
+#include "cpu/row_adapters.h"
 #include "cpu/sampling.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
@@ -23,6 +24,7 @@ class CpuPlan final : public Plan {
 
   size_t bytes() const override { return memory_.size(); }
   const PlanSpec& spec() const { return spec_; }
+  const Tier& tier() const { return tier_; }
   /// The identity of the device that compiled it. A plan keeps it, so that no later device can have the same.
   const void* owner() const { return owner_.get(); }
 
@@ -55,6 +57,7 @@ class CpuPlan final : public Plan {
   void run_op(const KvStoreOp& op, size_t index);
   void run_op(const PagedAttentionOp& op, size_t index);
   void run_op(const SelectOutputsOp& op, size_t index);
+  void gather_adapters();
   StepResult finish(const std::atomic<bool>& cancelled);
 
   template <class F>
@@ -82,6 +85,8 @@ class CpuPlan final : public Plan {
   const Step* step_ = nullptr;
   std::vector<Row> rows_;
   std::vector<Tile> tiles_;
+  RowAdapters adapters_;         // of all rows
+  RowAdapters output_adapters_;  // of the output rows
 };
 
 }  // namespace niwaki

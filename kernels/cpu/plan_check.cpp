@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "niwaki/adapter.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
@@ -218,6 +219,21 @@ void check_sample(const PlanSpec& spec, const Step& step, size_t i) {
   }
 }
 
+void check_adapters(const Step& step, size_t i) {
+  const std::vector<AdapterUse>& mix = step.sequences[i].adapters;
+  if (mix.empty()) return;
+  if (step.adapter_slots == nullptr)
+    refuse("sequence " + std::to_string(i) + " has adapters, the step no slots");
+  const int32_t slots = step.adapter_slots->spec().slots;
+  in_range("sequence", i, "the length of its mix of adapters", mix.size(), mix.size() <= kMaxMix,
+           ("at most " + number(kMaxMix)).c_str());
+  for (const AdapterUse& use : mix) {
+    in_range("sequence", i, "an adapter's slot", use.slot, use.slot >= 0 && use.slot < slots,
+             ("0 to " + number(slots - 1)).c_str());
+    in_range("sequence", i, "an adapter's weight", use.weight, std::isfinite(use.weight), "finite");
+  }
+}
+
 }  // namespace
 
 void check_plan(const PlanSpec& spec) {
@@ -252,6 +268,7 @@ void check_step(const PlanSpec& spec, const Step& step) {
     in_range("sequence", i, "context_length", s.context_length, s.context_length >= s.row_count,
              "at least row_count");
     counted += static_cast<size_t>(s.row_count);
+    check_adapters(step, i);
     if (counted > rows) break;
     if (blocks == 0) continue;
     const size_t needed = (static_cast<size_t>(s.context_length) + static_cast<size_t>(spec.block_size) - 1) /

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "cpu/adapter_kernels.h"
 #include "cpu/attention_kernels.h"
 #include "cpu/linear_kernels.h"
 #include "cpu/row_kernels.h"
@@ -10,17 +11,19 @@
 namespace niwaki {
 namespace {
 
-const Tier kPortable = {"portable", kPortableLinearKernels, kPortableRowKernels, kPortableAttentionKernels};
+const Tier kPortable = {"portable", kPortableLinearKernels, kPortableRowKernels, kPortableAttentionKernels,
+                        kPortableAdapterKernels};
 
 #ifdef NIWAKI_X86
-const Tier kAvx2 = {"avx2", kAvx2LinearKernels, kAvx2RowKernels, kAvx2AttentionKernels};
+const Tier kAvx2 = {"avx2", kAvx2LinearKernels, kAvx2RowKernels, kAvx2AttentionKernels, kAvx2AdapterKernels};
 
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
          __builtin_cpu_supports("bmi2");
 }
 
-const Tier kAvx512 = {"avx512", kAvx512LinearKernels, kAvx512RowKernels, kAvx512AttentionKernels};
+const Tier kAvx512 = {"avx512", kAvx512LinearKernels, kAvx512RowKernels, kAvx512AttentionKernels,
+                      kAvx512AdapterKernels};
 
 /// True only where the operating system saves the wider registers too: the builtins ask XGETBV.
 bool has_avx512() {

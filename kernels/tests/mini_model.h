@@ -86,17 +86,22 @@ inline PlanSpec make_spec(Device& device, const MiniModel& m, uint64_t seed = 1)
     const std::string name = "blk." + std::to_string(l);
     add(name + ".attn_norm", RmsNormOp{kHidden, norm(m.hidden), kNormed, 1e-6f});
     add(name + ".attn_qkv",
-        LinearOp{kNormed, random_q1(device, random, "qkv", qkv_width, m.hidden), kQkv, false, {}});
+        LinearOp{
+            kNormed, random_q1(device, random, name + ".attn_qkv.", qkv_width, m.hidden), kQkv, false, {}});
     add(name + ".qk_norm", QkNormRopeOp{kQkv, layout, norm(m.head_dim), norm(m.head_dim), kRope, 1e-6f});
     add(name + ".kv", KvStoreOp{kQkv, layout, kv, l});
     add(name + ".attn", PagedAttentionOp{kQkv, layout, kv, l, kAttention});
-    add(name + ".attn_output",
-        LinearOp{kAttention, random_q1(device, random, "o", m.hidden, q_width), kHidden, true, {}});
+    add(name + ".attn_output", LinearOp{kAttention,
+                                        random_q1(device, random, name + ".attn_output.", m.hidden, q_width),
+                                        kHidden,
+                                        true,
+                                        {}});
     add(name + ".ffn_norm", RmsNormOp{kHidden, norm(m.hidden), kNormed, 1e-6f});
-    add(name + ".ffn_gate_up", LinearOp{kNormed, random_q1(device, random, "gate_up", 2 * m.ffn, m.hidden, 2),
-                                        kFfn, false, Activation::kSwiglu});
+    add(name + ".ffn_gate_up",
+        LinearOp{kNormed, random_q1(device, random, name + ".ffn_gate_up.", 2 * m.ffn, m.hidden, 2), kFfn,
+                 false, Activation::kSwiglu});
     add(name + ".ffn_down",
-        LinearOp{kFfn, random_q1(device, random, "down", m.hidden, m.ffn), kHidden, true, {}});
+        LinearOp{kFfn, random_q1(device, random, name + ".ffn_down.", m.hidden, m.ffn), kHidden, true, {}});
   }
   add("select", SelectOutputsOp{kHidden, kOutput});
   add("output_norm", RmsNormOp{kOutput, norm(m.hidden), kOutput, 1e-6f});

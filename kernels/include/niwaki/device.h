@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "niwaki/adapter.h"
 #include "niwaki/matrix.h"
 #include "niwaki/plan.h"
 #include "niwaki/step.h"
@@ -52,6 +53,25 @@ class Device {
   /// Checks the whole specification: widths that fit, buffers that exist. Throws kInvalidArgument,
   /// kOutOfMemory.
   virtual std::shared_ptr<Plan> compile(PlanSpec spec) = 0;
+
+  using SlotsDone = std::function<void(std::exception_ptr, std::shared_ptr<AdapterSlots>)>;
+  /// The specification is checked at once (throws kInvalidArgument naming a target that the plan does not
+  /// multiply by, kOutOfMemory); then the memory is taken from the system.
+  virtual std::shared_ptr<Job> create_adapter_slots(std::shared_ptr<Plan> plan, AdapterSlotsSpec spec,
+                                                    SlotsDone done) = 0;
+
+  using Done = std::function<void(std::exception_ptr)>;
+  /// Replaces what a slot holds, between two steps; with no target the slot is empty afterwards. Shapes are
+  /// checked at once (throws kInvalidArgument), values before anything is changed: kNonFinite naming the
+  /// tensor if one is NaN, infinite or beyond float16. `keep_alive` owns the memory of the matrices.
+  virtual std::shared_ptr<Job> load_adapter(std::shared_ptr<AdapterSlots> slots, int32_t slot,
+                                            std::vector<AdapterTarget> adapter,
+                                            std::shared_ptr<void> keep_alive, Done done) = 0;
+
+  using RowNormsDone = std::function<void(std::exception_ptr, std::vector<float>)>;
+  /// ||W + scale B A|| of every row of the target's tensor, in float32: what DoRA divides its magnitudes by.
+  virtual std::shared_ptr<Job> adapter_row_norms(std::shared_ptr<AdapterSlots> slots, AdapterTarget target,
+                                                 std::shared_ptr<void> keep_alive, RowNormsDone done) = 0;
 
   using StepDone = std::function<void(std::exception_ptr, StepResult)>;
   /// The step is checked at once (throws kInvalidArgument: a token, row, block or length out of range).

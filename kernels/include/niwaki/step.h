@@ -1,9 +1,19 @@
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
 namespace niwaki {
+
+class AdapterSlots;
+
+/// An adapter that a sequence runs with, and its weight in the sequence's mix.
+struct AdapterUse {
+  int32_t slot;
+  float weight;
+  friend bool operator==(const AdapterUse&, const AdapterUse&) = default;
+};
 
 /// One sequence's share of a step: `row_count` consecutive rows. Row i of them is at position
 /// context_length - row_count + i, so that context_length counts the tokens after the step.
@@ -11,6 +21,7 @@ struct StepSequence {
   int32_t row_count;
   int32_t context_length;
   std::vector<int32_t> block_table;  // at least ceil(context_length / block_size) ids
+  std::vector<AdapterUse> adapters;  // added in this order; at most kMaxMix
 };
 
 /// How to choose the next token from the logits of one output row. In this order: logit bias, repetition /
@@ -39,7 +50,8 @@ struct Step {
   std::vector<StepSequence> sequences;  // their row counts sum to R
   std::vector<int32_t> outputs;         // rows that need logits, ascending
   std::vector<SampleSpec> samples;
-  bool want_logits = false;  // copy the logits of every output row into the result
+  std::shared_ptr<const AdapterSlots> adapter_slots;  // that the sequences' adapters are in
+  bool want_logits = false;                           // copy the logits of every output row into the result
 };
 
 struct TokenLogprob {

@@ -1,0 +1,8 @@
+#include "cpu/adapter_kernels_impl.h"
+
+namespace niwaki {
+
+const AdapterKernels kPortableAdapterKernels = {
+    largest_of_columns, largest_value, pack_a, pack_b, project, add, row_norm, widen};
+
+}  // namespace niwaki

@@ -1,0 +1,65 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "niwaki/step.h"
+
+namespace niwaki {
+
+class CpuAdapterSlots;
+struct AdapterPart;
+
+/// The adapters of the rows of a step: gathered once, then used by every linear operation, which first takes
+/// all rows through A (`project`) and then, as it writes its results, through B (`add`). Rows without an
+/// adapter appear nowhere.
+class RowAdapters {
+ public:
+  /// `sequences` has the sequence of each row, ascending. Throws kInvalidArgument if a row wants a slot that
+  /// holds no adapter.
+  void gather(const CpuAdapterSlots* slots, const Step& step, std::span<const int32_t> sequences);
+
+  /// For a linear operation of the plan: t = A x of all rows and all parts of the matrix. False if no row has
+  /// an adapter that touches it; `add` must then not be called.
+  bool project(ThreadPool& pool, size_t op, const float* x, int64_t x_stride);
+
+  /// Has the memory of B fetched, for what `add` will be called with.
+  void prefetch(size_t part, int64_t first, int64_t count, int64_t first_row, int64_t rows) const;
+
+  /// y += what the adapters of rows [first_row, first_row + rows) of the step add to `count` rows of a part
+  /// of the matrix from `first` (a multiple of 16) on. y has base = W x, to a multiple of 16 values.
+  void add(size_t part, int64_t first, int64_t count, int64_t first_row, int64_t rows, float* y,
+           int64_t y_stride) const;
+
+ private:
+  struct Row {
+    int64_t row;
+    int64_t entry;  // of its first adapter: where its ranks lie in t
+  };
+  struct Group {  // rows with the same mix
+    const std::vector<AdapterUse>* mix;
+    std::vector<Row> rows;  // ascending
+  };
+  struct Item {  // of `project`
+    const AdapterPart* part;
+    int64_t part_index;
+    int32_t rank;  // the first
+    const Row* rows;
+    int32_t count;
+  };
+
+  const CpuAdapterSlots* slots_ = nullptr;
+  std::vector<Group> groups_;
+  std::vector<std::vector<Row>> rows_of_slot_;
+  int64_t entries_ = 0;
+
+  // Of the operation that runs.
+  const std::vector<int32_t>* targets_ = nullptr;
+  int64_t t_stride_ = 0;  // floats of an entry
+  std::vector<float> t_;  // [entry][part][max_rank]
+  std::vector<Item> items_;
+};
+
+}  // namespace niwaki

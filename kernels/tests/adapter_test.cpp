@@ -1,0 +1,541 @@
+#include "niwaki/adapter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "check.h"
+#include "mini_model.h"
+#include "niwaki/error.h"
+#include "tensors.h"
+
+using namespace niwaki;
+using namespace niwaki::test;
+
+namespace {
+
+std::shared_ptr<Device> open(int threads = 2, const std::string& tier = "") {
+  return Device::open({threads, tier});
+}
+
+template <class F>
+std::string message_of(ErrorCode code, F&& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.code == code ? error.what() : std::string("another code: ") + error.what();
+  }
+  return "no error";
+}
+bool contains(const std::string& text, const std::string& part) {
+  const bool found = text.find(part) != std::string::npos;
+  if (!found) std::printf("  \"%s\" is not in \"%s\"\n", part.c_str(), text.c_str());
+  return found;
+}
+
+std::shared_ptr<AdapterSlots> make_slots(Device& device, const std::shared_ptr<Plan>& plan,
+                                         AdapterSlotsSpec spec) {
+  std::promise<std::shared_ptr<AdapterSlots>> made;
+  device.create_adapter_slots(plan, std::move(spec), [&](std::exception_ptr failure, auto slots) {
+    failure ? made.set_exception(failure) : made.set_value(std::move(slots));
+  });
+  return made.get_future().get();
+}
+
+void load(Device& device, const std::shared_ptr<AdapterSlots>& slots, int32_t slot,
+          std::vector<AdapterTarget> adapter) {
+  std::promise<void> loaded;
+  device.load_adapter(slots, slot, std::move(adapter), nullptr, [&](std::exception_ptr failure) {
+    failure ? loaded.set_exception(failure) : loaded.set_value();
+  });
+  loaded.get_future().get();
+}
+
+std::vector<float> row_norms(Device& device, const std::shared_ptr<AdapterSlots>& slots,
+                             const AdapterTarget& target) {
+  std::promise<std::vector<float>> ended;
+  device.adapter_row_norms(slots, target, nullptr, [&](std::exception_ptr failure, auto norms) {
+    failure ? ended.set_exception(failure) : ended.set_value(std::move(norms));
+  });
+  return ended.get_future().get();
+}
+
+/// An adapter's matrices for one tensor, with the memory that they lie in.
+struct Pair {
+  std::shared_ptr<Tensor> a, b;
+  AdapterTarget target;
+
+  Pair(const std::string& tensor, int64_t rows, int64_t columns, int rank, DataType type, uint64_t seed,
+       bool dora = false)
+      : a(std::make_shared<Tensor>(random_tensor(type, rank, columns, seed))),
+        b(std::make_shared<Tensor>(random_tensor(type, rows, rank, seed + 1))) {
+    // Not at an address that a float could lie at, as in a file.
+    for (Tensor* t : {a.get(), b.get()}) t->bytes.insert(t->bytes.begin(), 0);
+    target = {tensor, rank, 0.5f + static_cast<float>(seed % 7), span_of(*a), span_of(*b), {}};
+    if (dora) {
+      Random random(seed + 2);
+      for (int64_t r = 0; r < rows; ++r) target.row_scale.push_back(1 + 0.3f * random.normal());
+    }
+  }
+  float a_at(int64_t k, int64_t c) const { return value(*a, k, c); }
+  float b_at(int64_t r, int64_t k) const { return value(*b, r, k); }
+
+ private:
+  static AdapterMatrix span_of(const Tensor& t) { return {t.type, std::span(t.bytes).subspan(1)}; }
+  static float value(const Tensor& t, int64_t row, int64_t column) {
+    Tensor copy{"", t.type, 1, 1, {}};
+    const auto size = static_cast<size_t>(info(t.type).block_bytes);
+    const auto at = t.bytes.begin() + 1 + static_cast<int64_t>(size) * (row * t.columns + column);
+    copy.bytes.assign(at, at + static_cast<int64_t>(size));
+    return copy.weight(0, 0);
+  }
+};
+
+/// y = W x of every token's embedding x, as logits: one linear operation of several tensors.
+struct OneLinear {
+  int32_t rows;  // of all tensors, the vocabulary
+  int64_t columns;
+  std::vector<Tensor> tensors;
+  Tensor table;
+  bool per_output;
+
+  OneLinear(DataType type, std::vector<int64_t> part_rows, int64_t columns, bool per_output = false)
+      : rows(static_cast<int32_t>(std::accumulate(part_rows.begin(), part_rows.end(), int64_t{0}))),
+        columns(columns),
+        table(random_tensor(DataType::kF32, rows, columns, 99, "table")),
+        per_output(per_output) {
+    for (float& x : std::span(reinterpret_cast<float*>(table.bytes.data()), table.bytes.size() / 4)) x *= 30;
+    for (size_t i = 0; i < part_rows.size(); ++i)
+      tensors.push_back(random_tensor(type, part_rows[i], columns, 7 + i, "w" + std::to_string(i)));
+  }
+
+  std::shared_ptr<Plan> compile(Device& device, Activation activation = Activation::kNone) const {
+    std::vector<MatrixSource> sources;
+    for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
+    const auto matrix = test::load(device, sources, columns, nullptr);
+    const auto embedding = test::load(device, {table.source()}, columns, nullptr);
+    const int32_t width = activation == Activation::kSwiglu ? rows / 2 : rows;
+    PlanSpec spec{64, 64, width, 16, {}, {}, 2};
+    spec.buffers = {{columns, false}, {per_output ? columns : width, per_output}, {width, true}};
+    spec.ops.push_back({EmbedOp{embedding, 0}, "embed"});
+    if (per_output) {
+      spec.ops.push_back({SelectOutputsOp{0, 1}, "select"});
+      spec.ops.push_back({LinearOp{1, matrix, 2, false, activation}, "linear"});
+    } else {
+      spec.ops.push_back({LinearOp{0, matrix, 1, false, activation}, "linear"});
+      spec.ops.push_back({SelectOutputsOp{1, 2}, "select"});
+    }
+    return device.compile(spec);
+  }
+
+  /// What a mix makes of W x, in double.
+  std::vector<double> reference(int32_t token, const std::vector<std::pair<const Pair*, double>>& mix) const {
+    std::vector<double> y;
+    for (const Tensor& tensor : tensors) {
+      for (int64_t r = 0; r < tensor.rows; ++r) {
+        double base = 0;
+        for (int64_t c = 0; c < columns; ++c)
+          base += static_cast<double>(tensor.weight(r, c)) * static_cast<double>(table.weight(token, c));
+        double sum = base;
+        for (const auto& [pair, weight] : mix) {
+          if (pair->target.tensor != tensor.name) continue;
+          double change = 0;
+          for (int k = 0; k < pair->target.rank; ++k) {
+            double t = 0;
+            for (int64_t c = 0; c < columns; ++c)
+              t += static_cast<double>(pair->a_at(k, c)) * static_cast<double>(table.weight(token, c));
+            change += static_cast<double>(pair->b_at(r, k)) * t;
+          }
+          const double f = pair->target.row_scale.empty()
+                               ? 1
+                               : static_cast<double>(pair->target.row_scale[static_cast<size_t>(r)]);
+          sum += weight * ((f - 1) * base + f * static_cast<double>(pair->target.scale) * change);
+        }
+        y.push_back(sum);
+      }
+    }
+    return y;
+  }
+};
+
+/// A step of one row for each mix, of tokens 0, 1, 2 ...
+Step step_of(const std::shared_ptr<AdapterSlots>& slots, const std::vector<std::vector<AdapterUse>>& mixes) {
+  Step step;
+  step.adapter_slots = slots;
+  step.want_logits = true;
+  for (size_t i = 0; i < mixes.size(); ++i) {
+    step.tokens.push_back(static_cast<int32_t>(i));
+    step.sequences.push_back({1, 1, {}, mixes[i]});
+    step.outputs.push_back(static_cast<int32_t>(i));
+  }
+  return step;
+}
+
+double relative_error(std::span<const float> y, const std::vector<double>& expected) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error += std::pow(static_cast<double>(y[i]) - expected[i], 2);
+    norm += expected[i] * expected[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+}  // namespace
+
+TEST(agrees_with_double) {
+  for (const int64_t columns : {16, 75, 256}) {
+    for (const bool per_output : {false, true}) {
+      const auto device = open();
+      const OneLinear linear(DataType::kF32, {70, 33, 128}, columns, per_output);
+      const auto plan = linear.compile(*device);
+      for (const AdapterType type : {AdapterType::kF16, AdapterType::kI8}) {
+        const auto slots = make_slots(*device, plan, {4, 20, type, {"w0", "w1", "w2"}});
+        for (const DataType from : {DataType::kF16, DataType::kBF16, DataType::kF32}) {
+          const std::vector<std::vector<Pair>> adapters = {
+              {{"w0", 70, columns, 1, from, 10},
+               {"w1", 33, columns, 20, from, 20},
+               {"w2", 128, columns, 7, from, 30}},
+              {{"w2", 128, columns, 16, from, 40, true}},
+              {{"w1", 33, columns, 3, from, 50, true}, {"w0", 70, columns, 4, from, 60}}};
+          for (size_t i = 0; i < adapters.size(); ++i) {
+            std::vector<AdapterTarget> targets;
+            for (const Pair& pair : adapters[i]) targets.push_back(pair.target);
+            load(*device, slots, static_cast<int32_t>(i + 1), targets);
+          }
+          const std::vector<std::vector<AdapterUse>> mixes = {
+              {{1, 1}}, {}, {{2, 1}}, {{3, -0.5f}}, {{2, 0.5f}, {3, 0.25f}, {1, 2}}, {{1, 1}}};
+          const StepResult result = run(*device, plan, step_of(slots, mixes));
+          for (size_t i = 0; i < mixes.size(); ++i) {
+            std::vector<std::pair<const Pair*, double>> mix;
+            for (const AdapterUse& use : mixes[i]) {
+              for (const Pair& pair : adapters[static_cast<size_t>(use.slot - 1)])
+                mix.emplace_back(&pair, use.weight);
+            }
+            const auto expected = linear.reference(static_cast<int32_t>(i), mix);
+            const auto row = std::span(result.logits).subspan(i * expected.size(), expected.size());
+            const double bound = mix.empty() || (type == AdapterType::kF16 && from == DataType::kF16) ? 1e-6
+                                 : type == AdapterType::kF16                                          ? 1e-3
+                                                                                                      : 2e-2;
+            CHECK(relative_error(row, expected) < bound);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(comes_before_swiglu) {
+  const auto device = open();
+  const OneLinear linear(DataType::kF32, {40, 40}, 64);
+  const auto plan = linear.compile(*device, Activation::kSwiglu);
+  const auto slots = make_slots(*device, plan, {1, 8, AdapterType::kF16, {"w0", "w1"}});
+  const Pair gate("w0", 40, 64, 8, DataType::kF16, 1), up("w1", 40, 64, 4, DataType::kF16, 5);
+  load(*device, slots, 0, {gate.target, up.target});
+  const StepResult result = run(*device, plan, step_of(slots, {{{0, 1}}}));
+  const auto whole = linear.reference(0, {{&gate, 1.0}, {&up, 1.0}});
+  std::vector<double> expected;
+  for (size_t i = 0; i < 40; ++i) expected.push_back(whole[i] / (1 + std::exp(-whole[i])) * whole[i + 40]);
+  CHECK(relative_error(result.logits, expected) < 1e-6);
+}
+
+namespace {
+
+/// A sequence of the mini model, with the logits of all its positions.
+struct Sequence {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> table;
+  std::vector<AdapterUse> mix;
+  std::vector<float> logits = {};
+  int done = 0;
+};
+
+/// One step: the next `rows[i]` tokens of every sequence.
+void advance(Device& device, const std::shared_ptr<Plan>& plan, const std::shared_ptr<AdapterSlots>& slots,
+             const std::vector<Sequence*>& sequences, const std::vector<int>& rows) {
+  Step step;
+  step.want_logits = true;
+  step.adapter_slots = slots;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    Sequence& s = *sequences[i];
+    step.tokens.insert(step.tokens.end(), s.tokens.begin() + s.done, s.tokens.begin() + s.done + rows[i]);
+    s.done += rows[i];
+    step.sequences.push_back({rows[i], s.done, s.table, s.mix});
+  }
+  step.outputs.resize(step.tokens.size());
+  std::iota(step.outputs.begin(), step.outputs.end(), 0);
+  const StepResult result = run(device, plan, step);
+  auto from = result.logits.begin();
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i]->logits.insert(sequences[i]->logits.end(), from, from + rows[i] * 300);
+    from += rows[i] * 300;
+  }
+}
+
+/// Eight adapters of the mini model: of all or a few tensors, of many ranks, two of them DoRA.
+std::vector<std::vector<Pair>> mini_adapters() {
+  const MiniModel m;
+  const struct {
+    std::string name;
+    int64_t rows, columns;
+  } tensors[] = {{"blk.0.attn_qkv.0", 512, 256},    {"blk.1.attn_qkv.0", 512, 256},
+                 {"blk.0.attn_output.0", 256, 256}, {"blk.1.attn_output.0", 256, 256},
+                 {"blk.0.ffn_gate_up.0", 384, 256}, {"blk.1.ffn_gate_up.0", 384, 256},
+                 {"blk.0.ffn_gate_up.1", 384, 256}, {"blk.1.ffn_gate_up.1", 384, 256},
+                 {"blk.0.ffn_down.0", 256, 384},    {"blk.1.ffn_down.0", 256, 384}};
+  const int ranks[] = {1, 2, 4, 5, 8, 16, 17, 20};
+  std::vector<std::vector<Pair>> adapters;
+  for (uint64_t i = 0; i < 8; ++i) {
+    std::vector<Pair>& adapter = adapters.emplace_back();
+    for (uint64_t t = 0; t < std::size(tensors); ++t) {
+      if (i % 2 == 1 && t % 3 != i % 3) continue;
+      adapter.emplace_back(tensors[t].name, tensors[t].rows, tensors[t].columns, ranks[i], DataType::kF16,
+                           1000 * i + 10 * t, i >= 6);
+    }
+  }
+  return adapters;
+}
+
+std::vector<std::string> mini_targets() {
+  std::vector<std::string> names;
+  const auto adapters = mini_adapters();
+  for (const Pair& pair : adapters[0]) names.push_back(pair.target.tensor);
+  return names;
+}
+
+std::vector<AdapterTarget> targets_of(const std::vector<Pair>& adapter) {
+  std::vector<AdapterTarget> targets;
+  for (const Pair& pair : adapter) targets.push_back(pair.target);
+  return targets;
+}
+
+std::vector<AdapterUse> mix_of(int sequence) {
+  if (sequence % 4 == 3) return {};
+  if (sequence == 4) return {{7, 0.5f}, {0, 1}};
+  if (sequence == 5 || sequence == 12) return {{0, 1}, {7, 0.5f}, {2, -0.25f}};
+  return {{sequence % 8, 1}};
+}
+
+std::vector<Sequence> sixteen_sequences(int length) {
+  std::vector<Sequence> sequences;
+  Random random(4);
+  for (int i = 0; i < 16; ++i) {
+    Sequence s{{}, {2 * i, 2 * i + 1}, mix_of(i)};
+    for (int t = 0; t < length; ++t) s.tokens.push_back(static_cast<int32_t>(random.below(300)));
+    sequences.push_back(s);
+  }
+  return sequences;
+}
+
+}  // namespace
+
+TEST(the_same_sequence_has_the_same_bits_whatever_adapters_run_beside_it) {
+  constexpr int kLength = 20;
+  const std::vector<std::vector<Pair>> adapters = mini_adapters();
+  for (const AdapterType type : {AdapterType::kF16, AdapterType::kI8}) {
+    std::vector<Sequence> expected = sixteen_sequences(kLength);
+    bool first = true;
+    for (const std::string& tier : Device::tiers()) {
+      for (const int threads : {1, 3}) {
+        const auto device = open(threads, tier);
+        const auto plan = device->compile(make_spec(*device, MiniModel{}));
+        const auto slots = make_slots(*device, plan, {8, 20, type, mini_targets()});
+        for (size_t i = 0; i < 8; ++i) load(*device, slots, static_cast<int32_t>(i), targets_of(adapters[i]));
+        if (first) {
+          // Each alone, its prompt whole; without an adapter also without slots.
+          for (size_t i = 0; i < 16; ++i) {
+            Sequence& s = expected[i];
+            advance(*device, plan, s.mix.empty() ? nullptr : slots, {&s}, {kLength});
+            CHECK(std::all_of(s.logits.begin(), s.logits.end(), [](float x) { return std::isfinite(x); }));
+            CHECK(i == 0 || s.logits != expected[i - 1].logits);
+          }
+          Sequence bare = expected[0];
+          bare.mix.clear(), bare.logits.clear(), bare.done = 0;
+          advance(*device, plan, slots, {&bare}, {kLength});
+          CHECK(bare.logits != expected[0].logits);
+          first = false;
+        }
+        // All sixteen together: some still in their prompts, some decoding.
+        std::vector<Sequence> together = sixteen_sequences(kLength);
+        for (int step = 0; step < 40; ++step) {
+          std::vector<Sequence*> running;
+          std::vector<int> rows;
+          int room = 64;
+          for (int i = 0; i < 16; ++i) {
+            Sequence& s = together[static_cast<size_t>(i)];
+            const int chunk = std::min({step % 3 == 0 ? 1 + i % 5 : 1, kLength - s.done, room});
+            if (chunk == 0) continue;
+            running.push_back(&s);
+            rows.push_back(chunk);
+            room -= chunk;
+          }
+          if (running.empty()) break;
+          advance(*device, plan, slots, running, rows);
+        }
+        for (size_t i = 0; i < 16; ++i) CHECK(together[i].logits == expected[i].logits);
+        // Two long prompts at once, in two tiles of rows.
+        std::vector<Sequence> pair = {sixteen_sequences(kLength)[0], sixteen_sequences(kLength)[1]};
+        std::vector<Sequence> third = {sixteen_sequences(kLength)[5]};
+        advance(*device, plan, slots, {&pair[0], &third[0], &pair[1]}, {kLength, kLength, kLength});
+        CHECK(pair[0].logits == expected[0].logits);
+        CHECK(pair[1].logits == expected[1].logits);
+        CHECK(third[0].logits == expected[5].logits);
+      }
+    }
+  }
+}
+
+TEST(a_slot_is_used_again) {
+  const auto device = open();
+  const auto plan = device->compile(make_spec(*device, MiniModel{}));
+  const auto slots = make_slots(*device, plan, {2, 20, AdapterType::kF16, mini_targets()});
+  const std::vector<std::vector<Pair>> adapters = mini_adapters();
+  const auto logits = [&](int32_t slot) {
+    Sequence s{{1, 2, 3}, {0}, {{slot, 1}}};
+    advance(*device, plan, slots, {&s}, {3});
+    return s.logits;
+  };
+  // A high rank on all tensors, then a low one on a few.
+  load(*device, slots, 0, targets_of(adapters[7]));
+  load(*device, slots, 0, targets_of(adapters[6]));
+  load(*device, slots, 0, targets_of(adapters[1]));
+  load(*device, slots, 1, targets_of(adapters[1]));
+  CHECK(logits(0) == logits(1));
+  load(*device, slots, 0, {});
+  CHECK(contains(message_of(ErrorCode::kInvalidArgument, [&] { logits(0); }), "slot 0, which is empty"));
+  CHECK(slots->bytes() > 0 && slots->shapes()[0].rows == 512 && slots->shapes()[0].columns == 256);
+}
+
+TEST(what_cannot_be_loaded_leaves_the_slot_as_it_was) {
+  const auto device = open();
+  const OneLinear linear(DataType::kF32, {70, 33}, 64);
+  const auto plan = linear.compile(*device);
+  for (const AdapterType type : {AdapterType::kF16, AdapterType::kI8}) {
+    const auto slots = make_slots(*device, plan, {2, 8, type, {"w0", "w1"}});
+    const Pair good("w0", 70, 64, 8, DataType::kF32, 1);
+    load(*device, slots, 1, {good.target});
+    const auto before = run(*device, plan, step_of(slots, {{{1, 1}}})).logits;
+    const auto fails = [&](ErrorCode code, const std::vector<AdapterTarget>& adapter,
+                           const std::string& part) {
+      CHECK(contains(message_of(code, [&] { load(*device, slots, 1, adapter); }), part));
+      CHECK(run(*device, plan, step_of(slots, {{{1, 1}}})).logits == before);
+    };
+    const auto changed = [&](auto&& change) {
+      AdapterTarget target = good.target;
+      change(target);
+      return std::vector<AdapterTarget>{target};
+    };
+    constexpr auto kBad = ErrorCode::kInvalidArgument;
+    fails(kBad, changed([](auto& t) { t.tensor = "w2"; }), "no target called w2");
+    fails(kBad, changed([](auto& t) { t.rank = 0; }), "w0: rank must be 1 to 8, got 0");
+    fails(kBad, changed([](auto& t) { t.rank = 9; }), "w0: rank must be 1 to 8, got 9");
+    fails(kBad, changed([](auto& t) { t.rank = 4; }), "w0: A must be 4 x 64 of F32, 1024 bytes, got 2048");
+    fails(kBad, changed([](auto& t) { t.tensor = "w1"; }),
+          "w1: B must be 33 x 8 of F32, 1056 bytes, got 2240");
+    fails(kBad, changed([](auto& t) { t.a.type = DataType::kQ8_0; }),
+          "w0: A must be F32, F16 or BF16, got Q8_0");
+    fails(kBad, changed([](auto& t) { t.scale = NAN; }), "w0: scale must be finite");
+    fails(kBad, changed([](auto& t) { t.row_scale = {1}; }), "w0: row_scale must have 70 values, got 1");
+    fails(kBad, {good.target, good.target}, "w0 is there twice");
+    fails(ErrorCode::kNonFinite, changed([](auto& t) {
+            t.row_scale.assign(70, 1);
+            t.row_scale[69] = INFINITY;
+          }),
+          "w0: row_scale 69 is NaN or infinite");
+    for (const bool in_b : {false, true}) {
+      for (const float bad : {NAN, INFINITY, -INFINITY, -70000.0f}) {
+        Pair pair("w0", 70, 64, 8, DataType::kF32, 1);
+        Tensor& tensor = in_b ? *pair.b : *pair.a;
+        std::memcpy(tensor.bytes.data() + tensor.bytes.size() - 4, &bad, 4);
+        if (std::isfinite(bad) && type == AdapterType::kI8) continue;
+        fails(ErrorCode::kNonFinite, {pair.target},
+              std::string("w0: ") + (in_b ? "B" : "A") +
+                  (std::isfinite(bad) ? " has a value of magnitude 70000"
+                                      : " has a value that is NaN or infinite"));
+      }
+    }
+    CHECK(contains(message_of(kBad, [&] { load(*device, slots, 2, {}); }), "slot must be 0 to 1, got 2"));
+  }
+}
+
+TEST(integers_hold_what_is_next_to_nothing) {
+  const auto device = open();
+  const OneLinear linear(DataType::kF32, {70}, 64);
+  const auto plan = linear.compile(*device);
+  const auto slots = make_slots(*device, plan, {1, 8, AdapterType::kI8, {"w0"}});
+  for (const float tiny : {0.0f, 1e-44f, 1e-30f}) {
+    Pair pair("w0", 70, 64, 8, DataType::kF32, 1);
+    for (size_t i = 1; i < pair.a->bytes.size(); i += 4) std::memcpy(pair.a->bytes.data() + i, &tiny, 4);
+    load(*device, slots, 0, {pair.target});
+    const auto y = run(*device, plan, step_of(slots, {{{0, 1}}})).logits;
+    CHECK(relative_error(y, linear.reference(0, {})) < 1e-6);
+  }
+}
+
+TEST(steps_and_slots_fit_their_plan) {
+  const auto device = open();
+  const OneLinear linear(DataType::kF32, {70, 33}, 64);
+  const auto plan = linear.compile(*device), other = linear.compile(*device);
+  constexpr auto kBad = ErrorCode::kInvalidArgument;
+  const auto making = [&](AdapterSlotsSpec spec) {
+    return message_of(kBad, [&] { make_slots(*device, plan, spec); });
+  };
+  CHECK(contains(making({0, 8, AdapterType::kF16, {"w0"}}), "slots must be 1 to 4096, got 0"));
+  CHECK(contains(making({1, 0, AdapterType::kF16, {"w0"}}), "max_rank must be 1 to 4096, got 0"));
+  CHECK(contains(making({1, 8, AdapterType::kF16, {}}), "there must be a target"));
+  CHECK(contains(making({1, 8, AdapterType::kF16, {"w0", "w0"}}), "w0 is named twice"));
+  CHECK(contains(making({1, 8, AdapterType::kF16, {"table"}}), "no tensor called table"));
+  const auto slots = make_slots(*device, plan, {2, 8, AdapterType::kF16, {"w0"}});
+  const auto running = [&](const std::shared_ptr<Plan>& on, const Step& step) {
+    return message_of(kBad, [&] { run(*device, on, step); });
+  };
+  CHECK(contains(running(plan, step_of(slots, {{{2, 1}}})), "an adapter's slot must be 0 to 1, got 2"));
+  CHECK(contains(running(plan, step_of(slots, {{{-1, 1}}})), "an adapter's slot must be 0 to 1, got -1"));
+  CHECK(contains(running(plan, step_of(slots, {{{0, NAN}}})), "an adapter's weight must be finite, got nan"));
+  CHECK(contains(running(plan, step_of(nullptr, {{{0, 1}}})), "has adapters, the step no slots"));
+  CHECK(contains(running(plan, step_of(slots, {{{1, 1}}})), "slot 1, which is empty"));
+  CHECK(contains(running(plan, step_of(slots, {std::vector<AdapterUse>(17, {0, 1})})), "at most 16, got 17"));
+  CHECK(contains(running(other, step_of(slots, {{}})), "made for another plan"));
+  const auto elsewhere = open(1);
+  CHECK(contains(message_of(kBad, [&] { load(*elsewhere, slots, 0, {}); }), "on another device"));
+}
+
+TEST(row_norms_agree_with_double) {
+  for (const DataType type : kAllTypes) {
+    std::vector<float> expected;
+    for (const std::string& tier : Device::tiers()) {
+      const auto device = open(2, tier);
+      const int64_t columns = info(type).block == 1 ? 75 : 256;
+      const OneLinear linear(type, {37, 70}, columns);
+      const auto plan = linear.compile(*device);
+      const auto slots = make_slots(*device, plan, {1, 20, AdapterType::kI8, {"w1"}});
+      for (const DataType from : {DataType::kF32, DataType::kF16, DataType::kBF16}) {
+        const Pair pair("w1", 70, columns, 18, from, 3);
+        const auto norms = row_norms(*device, slots, pair.target);
+        std::vector<double> exact;
+        for (int64_t r = 0; r < 70; ++r) {
+          double squares = 0;
+          for (int64_t c = 0; c < columns; ++c) {
+            double w = static_cast<double>(linear.tensors[1].weight(r, c));
+            for (int k = 0; k < 18; ++k) {
+              w += static_cast<double>(pair.target.scale) * static_cast<double>(pair.b_at(r, k)) *
+                   static_cast<double>(pair.a_at(k, c));
+            }
+            squares += w * w;
+          }
+          exact.push_back(std::sqrt(squares));
+        }
+        CHECK(norms.size() == 70 && relative_error(norms, exact) < 1e-6);
+        if (from != DataType::kBF16) continue;
+        if (expected.empty()) expected = norms;
+        CHECK(norms == expected);
+      }
+      Pair spoiled("w1", 70, columns, 18, DataType::kF32, 3);
+      const float bad = NAN;
+      std::memcpy(spoiled.b->bytes.data() + 1 + 18 * 4 * 5, &bad, 4);
+      CHECK(contains(message_of(ErrorCode::kNonFinite, [&] { row_norms(*device, slots, spoiled.target); }),
+                     "w1: the norm of row 5"));
+    }
+  }
+}
+
+TEST_MAIN()
