@@ -68,5 +68,6 @@ struct AdapterKernels {
 extern const AdapterKernels kPortableAdapterKernels;
 extern const AdapterKernels kAvx2AdapterKernels;
 extern const AdapterKernels kAvx512AdapterKernels;
+extern const AdapterKernels kNeonAdapterKernels;
 
 }  // namespace niwaki

@@ -34,7 +34,7 @@ bool has_avx512() {
 
 #ifdef NIWAKI_ARM64
 // Whatever runs AArch64 code has what this needs.
-const Tier kNeon = {"neon", kNeonLinearKernels, kNeonRowKernels, kNeonAttentionKernels};
+const Tier kNeon = {"neon", kNeonLinearKernels, kNeonRowKernels, kNeonAttentionKernels, kNeonAdapterKernels};
 #endif
 
 }  // namespace
