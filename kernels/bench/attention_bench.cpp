@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/plan.h"
+#include "cpu/weight_memory.h"
 #include "tests/job.h"
 #include "tests/random.h"
 
@@ -93,6 +94,7 @@ int main(int argc, char** argv) {
 
   ThreadPool pool(threads);
   test::Random random(1);
+  WeightArena arena;
   std::printf("%s, %s, %d threads\n", type.c_str(), tier.name, threads);
   std::printf("%6s %8s | %9s %10s %10s %11s | %12s %10s\n", "shape", "context", "read GB/s", "decode ms",
               "GB/s", "of reading", "256 rows ms", "GFMA/s");
@@ -106,7 +108,7 @@ int main(int argc, char** argv) {
     for (size_t i = 1; i < bits.size(); i += 18) bits[i] = 0x24;  // a scale of about 2^-6
     const std::vector<MatrixSource> source = {{"table", DataType::kQ1_0, tokens, bits.data()}};
     std::shared_ptr<const Matrix> table;
-    test::run_job(pool, [&] { table = Matrix::pack(source, width, pool); });
+    test::run_job(pool, [&] { table = Matrix::pack(source, width, pool, arena); });
 
     for (const int32_t context : {512, 2048, 4096, 8192}) {
       KvShape pages{1, l.kv_heads, l.head_dim, kBlockSize, context / kBlockSize, type_named(type)};
