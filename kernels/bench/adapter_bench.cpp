@@ -1,5 +1,5 @@
-// What adapters cost, on linear operations of the 8B shape as a plan, without attention: adapter_bench [threads]
-// [tier] [layers] [rank]. Steps with and without adapters take turns.
+// What adapters cost, on linear operations of the 8B shape as a plan, without attention: adapter_bench
+// [threads] [tier] [layers] [rank]. Steps with and without adapters take turns.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -64,7 +64,7 @@ int main(int argc, char** argv) {
 
   enum : BufferId { kX, kNormed, kQkvOut, kAttention, kInner, kOut, kLogits };
   PlanSpec spec{kMaxRows, kMaxRows, kVocabulary, 16, {}, {}, kLogits};
-  spec.buffers = {{kHidden, false}, {kHidden, false}, {kQkv, false},       {kHidden, false},
+  spec.buffers = {{kHidden, false}, {kHidden, false}, {kQkv, false},      {kHidden, false},
                   {kFfn, false},    {kHidden, true},  {kVocabulary, true}};
   const auto add = [&](Op op) { spec.ops.push_back({std::move(op), "op"}); };
   const auto norm = std::make_shared<const Vector>("norm", std::vector<float>(kHidden, 1.0f));
@@ -100,8 +100,12 @@ int main(int argc, char** argv) {
   std::vector<AdapterTarget> adapter;
   AdapterSlotsSpec slots_spec{8, rank, AdapterType::kF16, {}};
   for (const Named& t : targets) {
-    adapter.push_back({t.name, rank, 1.0f, {DataType::kF16, span(rank * t.columns)},
-                       {DataType::kF16, span(rank * t.rows)}, {}});
+    adapter.push_back({t.name,
+                       rank,
+                       1.0f,
+                       {DataType::kF16, span(rank * t.columns)},
+                       {DataType::kF16, span(rank * t.rows)},
+                       {}});
     slots_spec.targets.push_back(t.name);
   }
 

@@ -20,8 +20,8 @@ struct AdapterUse {
 struct StepSequence {
   int32_t row_count;
   int32_t context_length;
-  std::vector<int32_t> block_table;  // at least ceil(context_length / block_size) ids
-  std::vector<AdapterUse> adapters;  // added in this order; at most kMaxMix
+  std::vector<int32_t> block_table;       // at least ceil(context_length / block_size) ids
+  std::vector<AdapterUse> adapters = {};  // added in this order; at most kMaxMix
 };
 
 /// How to choose the next token from the logits of one output row. In this order: logit bias, repetition /

@@ -24,6 +24,9 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add<read_kv_block>(exports, "readKvBlock");
   add<write_kv_block>(exports, "writeKvBlock");
   add<compile_plan>(exports, "compilePlan");
+  add<create_adapter_slots>(exports, "createAdapterSlots");
+  add<load_adapter>(exports, "loadAdapter");
+  add<adapter_row_norms>(exports, "adapterRowNorms");
   add<run_plan>(exports, "runPlan");
   add<cancel_job>(exports, "cancelJob");
   add<dispose>(exports, "dispose");

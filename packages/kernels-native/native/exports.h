@@ -27,9 +27,15 @@ Napi::Value write_kv_block(const Napi::CallbackInfo& info);  // (cache, block, b
 // plan.cpp
 Napi::Value compile_plan(const Napi::CallbackInfo& info);  // (device, spec) => { handle, byteLength }
 
+// adapter.cpp
+Napi::Value create_adapter_slots(
+    const Napi::CallbackInfo& info);  // (device, plan, slots, maxRank, type, targets, callback) => job
+Napi::Value load_adapter(const Napi::CallbackInfo& info);  // (device, slots, slot, targets, callback) => job
+Napi::Value adapter_row_norms(const Napi::CallbackInfo& info);  // (device, slots, target, callback) => job
+
 // step.cpp
 Napi::Value run_plan(
-    const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, logits,
-                                      //  callback) => job
+    const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, adapters,
+                                      //  adapterSlots, logits, callback) => job
 
 }  // namespace niwaki::node

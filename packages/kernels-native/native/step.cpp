@@ -6,6 +6,7 @@
 #include "exports.h"
 #include "handle.h"
 #include "jobs.h"
+#include "niwaki/adapter.h"
 
 // Steps cross the border as flat arrays, written and read by src/step-layout.ts:
 //   sequences, Int32Array, each    rowCount, contextLength, number of blocks, blocks...
@@ -13,6 +14,7 @@
 //   seed (low 32
 //                                  bits, high 32 bits), logprobs, number of history tokens, number of biases,
 //                                  history..., (token, bias)...
+//   adapters, Float64Array, each   sequence, slot, weight
 //   result, Float64Array, each     token, logprob, number of top tokens, (token, logprob)...
 
 namespace niwaki::node {
@@ -34,6 +36,13 @@ std::vector<StepSequence> read_sequences(std::span<const int32_t> from) {
     at += 3 + blocks.size();
   }
   return sequences;
+}
+
+void read_adapters(std::span<const double> from, std::vector<StepSequence>& sequences) {
+  for (size_t at = 0; at < from.size(); at += 3) {
+    sequences[static_cast<size_t>(from[at])].adapters.push_back(
+        {.slot = static_cast<int32_t>(from[at + 1]), .weight = static_cast<float>(from[at + 2])});
+  }
 }
 
 std::vector<SampleSpec> read_samples(std::span<const double> from) {
@@ -116,12 +125,14 @@ Napi::Value run_plan(const Napi::CallbackInfo& info) {
             .sequences = read_sequences(span_of<Napi::Int32Array>(info[3])),
             .outputs = {outputs.begin(), outputs.end()},
             .samples = read_samples(span_of<Napi::Float64Array>(info[5])),
-            .want_logits = info[6].As<Napi::Boolean>().Value()};
+            .adapter_slots = info[7].IsNull() ? nullptr : unwrap<AdapterSlots>(info[7]),
+            .want_logits = info[8].As<Napi::Boolean>().Value()};
+  read_adapters(span_of<Napi::Float64Array>(info[6]), step.sequences);
 
   auto pending = std::make_unique<PendingStep>();
   pending->device = unwrap<Device>(info[0]);
   pending->want_logits = step.want_logits;
-  pending->callback = Napi::Persistent(info[7].As<Napi::Function>());
+  pending->callback = Napi::Persistent(info[9].As<Napi::Function>());
   auto plan = unwrap<Plan>(info[1]);
   return start_job(info.Env(), std::move(pending),
                    [&](PendingStep* job, const std::shared_ptr<JobQueue>& queue) {

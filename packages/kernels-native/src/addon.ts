@@ -17,6 +17,28 @@ interface NativeSource {
   data: Uint8Array | { file: Handle<"MappedFile">; offset: number };
 }
 
+export interface NativeAdapterSlots {
+  handle: Handle<"AdapterSlots">;
+  byteLength: number;
+  /** Of each target. */
+  shapes: { rows: number; columns: number }[];
+}
+
+interface NativeAdapterMatrix {
+  type: number;
+  byteLength: number;
+  data: Uint8Array | { file: Handle<"MappedFile">; offset: number };
+}
+
+export interface NativeAdapterTarget {
+  tensor: string;
+  rank: number;
+  scale: number;
+  a: NativeAdapterMatrix;
+  b: NativeAdapterMatrix;
+  rowScale: Float32Array | null;
+}
+
 interface NativePlanSpec {
   maxRows: number;
   maxOutputs: number;
@@ -51,6 +73,28 @@ export interface Addon {
   readKvBlock(cache: Handle<"KvCache">, block: number): Uint8Array;
   writeKvBlock(cache: Handle<"KvCache">, block: number, bytes: Uint8Array): void;
   compilePlan(device: Handle<"Device">, spec: NativePlanSpec): { handle: Handle<"Plan">; byteLength: number };
+  createAdapterSlots(
+    device: Handle<"Device">,
+    plan: Handle<"Plan">,
+    slots: number,
+    maxRank: number,
+    type: number,
+    targets: string[],
+    callback: Callback<NativeAdapterSlots>,
+  ): JobId;
+  loadAdapter(
+    device: Handle<"Device">,
+    slots: Handle<"AdapterSlots">,
+    slot: number,
+    targets: NativeAdapterTarget[],
+    callback: Callback<void>,
+  ): JobId;
+  adapterRowNorms(
+    device: Handle<"Device">,
+    slots: Handle<"AdapterSlots">,
+    target: NativeAdapterTarget,
+    callback: Callback<Float32Array>,
+  ): JobId;
   /** The layout of the arrays is described in native/step.cpp. */
   runPlan(
     device: Handle<"Device">,
@@ -59,6 +103,8 @@ export interface Addon {
     sequences: Int32Array,
     outputs: Int32Array,
     samples: Float64Array,
+    adapters: Float64Array,
+    adapterSlots: Handle<"AdapterSlots"> | null,
     logits: boolean,
     callback: Callback<[samples: Float64Array, logits: Float32Array | null]>,
   ): JobId;

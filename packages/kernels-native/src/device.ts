@@ -1,6 +1,7 @@
-import { addon, type Handle } from "./addon.js";
+import { AdapterSlots, type AdapterSlotsOptions, checkSlotsOptions } from "./adapter-slots.js";
+import { addon, type Handle, type NativeAdapterSlots } from "./addon.js";
 import type { Buffer } from "./buffer.js";
-import { checkInteger, checkObject, checkString, invalid } from "./check.js";
+import { checkInstance, checkInteger, checkObject, checkString, invalid } from "./check.js";
 import { Encoder, type PlanLimits } from "./encoder.js";
 import { callNative } from "./error.js";
 import { Jobs } from "./jobs.js";
@@ -107,6 +108,20 @@ export class Device implements AsyncDisposable {
     const spec = encoder.finish(build(encoder));
     const native = callNative(() => addon().compilePlan(device, spec));
     return new Plan(spec, this.#owner, this.#jobs, native);
+  }
+
+  /**
+   * Makes room for the adapters that steps of a plan may use at one time, and takes its memory from the system at once.
+   * Rejects with `invalid-argument` (a target that the plan does not multiply by), `out-of-memory`.
+   */
+  async createAdapterSlots(plan: Plan, options: AdapterSlotsOptions): Promise<AdapterSlots> {
+    const device = this.#owner.handle;
+    checkInstance("plan", plan, Plan);
+    const { slots, maxRank, type, targets } = checkSlotsOptions(options);
+    const native = await this.#jobs.start<NativeAdapterSlots>((callback) =>
+      addon().createAdapterSlots(device, plan.handle, slots, maxRank, type, targets, callback),
+    );
+    return new AdapterSlots(options, this.#owner, this.#jobs, native);
   }
 
   /**

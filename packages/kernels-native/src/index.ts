@@ -1,3 +1,10 @@
+export {
+  type AdapterMatrix,
+  AdapterSlots,
+  type AdapterSlotsOptions,
+  type AdapterTarget,
+  type AdapterType,
+} from "./adapter-slots.js";
 export { Buffer, QkvBuffer } from "./buffer.js";
 export { cpuTiers, Device, type DeviceOptions } from "./device.js";
 export { Encoder, type PlanLimits } from "./encoder.js";
@@ -7,7 +14,7 @@ export { MappedFile } from "./mapped-file.js";
 export { Matrix } from "./matrix.js";
 export { Plan } from "./plan.js";
 export type { RopeOptions } from "./rope.js";
-export type { SampleResult, SampleSpec, Step, StepResult, StepSequence, TokenLogprob } from "./step.js";
+export type { AdapterUse, SampleResult, SampleSpec, Step, StepResult, StepSequence, TokenLogprob } from "./step.js";
 export type { TensorSource } from "./tensor-source.js";
 export { Vector } from "./vector.js";
 export type { WeightType } from "./weight-type.js";

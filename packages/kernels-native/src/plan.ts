@@ -40,13 +40,19 @@ export class Plan implements Disposable {
     const device = this.#device.handle;
     const { signal } = checkObject("options", options);
     if (signal !== undefined) checkInstance("options.signal", signal, AbortSignal);
-    const { tokens, sequences, outputs, samples, logits } = flattenStep(step, this.#limits);
+    const { tokens, sequences, outputs, samples, adapters, adapterSlots, logits } = flattenStep(step, this.#limits);
     const started = performance.now();
     const result = await this.#jobs.start<[Float64Array, Float32Array | null]>(
-      (callback) => addon().runPlan(device, plan, tokens, sequences, outputs, samples, logits, callback),
+      (callback) =>
+        addon().runPlan(device, plan, tokens, sequences, outputs, samples, adapters, adapterSlots, logits, callback),
       signal,
     );
     return { samples: readSamples(result[0]), logits: result[1], started };
+  }
+
+  /** @internal */
+  get handle(): Handle<"Plan"> {
+    return this.#owner.handle;
   }
 
   /** Frees the plan's memory and its shares of matrices and caches, once the runs in flight have ended. */

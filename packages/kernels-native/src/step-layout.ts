@@ -1,3 +1,5 @@
+import { AdapterSlots } from "./adapter-slots.js";
+import type { Handle } from "./addon.js";
 import { checkInstance, checkInteger, checkNumber, checkObject, invalid } from "./check.js";
 import type { PlanLimits } from "./encoder.js";
 import type { SampleResult, SampleSpec, Step } from "./step.js";
@@ -8,15 +10,19 @@ interface FlatStep {
   sequences: Int32Array;
   outputs: Int32Array;
   samples: Float64Array;
+  adapters: Float64Array;
+  adapterSlots: Handle<"AdapterSlots"> | null;
   logits: boolean;
 }
 
-const noSamples = new Float64Array(0);
+const none = new Float64Array(0);
+/** Adapters in the mix of one sequence at most. */
+const maxMix = 16;
 
 /** Checks everything but the block ids (C++ knows how many there are) and flattens the step. */
 export function flattenStep(step: Step, limits: PlanLimits): FlatStep {
   checkObject("step", step);
-  const { tokens, outputs, samples = [], logits = false } = step;
+  const { tokens, outputs, samples = [], adapterSlots, logits = false } = step;
   checkArray("step.tokens", tokens);
   if (tokens.length === 0 || tokens.length > limits.maxRows) {
     throw invalid("step.tokens.length", tokens.length, `a step has from 1 to ${limits.maxRows} rows`);
@@ -24,12 +30,15 @@ export function flattenStep(step: Step, limits: PlanLimits): FlatStep {
   checkTokens("step.tokens", tokens, limits.vocabulary);
   checkOutputs(outputs, tokens.length, limits.maxOutputs);
   if (!Array.isArray(samples)) throw invalid("step.samples", samples, "it must be an array");
+  if (adapterSlots !== undefined) checkInstance("step.adapterSlots", adapterSlots, AdapterSlots);
   if (typeof logits !== "boolean") throw invalid("step.logits", logits, "it must be a boolean");
   return {
     tokens,
     sequences: flattenSequences(step, limits.blockSize),
     outputs,
-    samples: samples.length === 0 ? noSamples : flattenSamples(samples, outputs.length, limits.vocabulary),
+    samples: samples.length === 0 ? none : flattenSamples(samples, outputs.length, limits.vocabulary),
+    adapters: flattenAdapters(step),
+    adapterSlots: adapterSlots?.handle ?? null,
     logits,
   };
 }
@@ -98,6 +107,23 @@ function flattenSequences(step: Step, blockSize: number): Int32Array {
     at += 3 + blocks;
   }
   return flat;
+}
+
+function flattenAdapters({ sequences, adapterSlots }: Step): Float64Array {
+  const flat: number[] = [];
+  for (const [i, { adapters }] of sequences.entries()) {
+    if (adapters === undefined) continue;
+    const of = `step.sequences[${i}].adapters`;
+    if (!Array.isArray(adapters)) throw invalid(of, adapters, "it must be an array");
+    if (adapters.length > maxMix) throw invalid(of, adapters, `a mix has at most ${maxMix} adapters`);
+    for (const [j, use] of adapters.entries()) {
+      const { slot, weight } = checkObject(`${of}[${j}]`, use);
+      if (adapterSlots === undefined) throw invalid(`${of}[${j}].slot`, slot, "the step has no adapterSlots");
+      checkInteger(`${of}[${j}].slot`, slot, 0, adapterSlots.slots - 1);
+      flat.push(i, slot, checkNumber(`${of}[${j}].weight`, weight, "finite", Number.isFinite));
+    }
+  }
+  return flat.length === 0 ? none : Float64Array.from(flat);
 }
 
 const sampleHead = 13;

@@ -1,3 +1,5 @@
+import type { AdapterSlots } from "./adapter-slots.js";
+
 /** One forward pass: any mix of prompt chunks and decode rows. Its arrays are copied at the call. */
 export interface Step {
   /** The token of each row, grouped by sequence. */
@@ -8,6 +10,8 @@ export interface Step {
   outputs: Int32Array;
   /** What to sample from them. */
   samples?: SampleSpec[];
+  /** The slots that the adapters of the sequences are in; of the plan that runs the step. */
+  adapterSlots?: AdapterSlots;
   /** Return the logits of every output row too. */
   logits?: boolean;
 }
@@ -19,6 +23,15 @@ export interface StepSequence {
   contextLength: number;
   /** Ids of at least `ceil(contextLength / blockSize)` blocks. */
   blockTable: Int32Array;
+  /** The adapters that its rows run with, added in this order; none unless given. */
+  adapters?: AdapterUse[];
+}
+
+/** One adapter of a mix. */
+export interface AdapterUse {
+  slot: number;
+  /** What it adds is multiplied by this. */
+  weight: number;
 }
 
 /**
