@@ -69,3 +69,9 @@ export class LoraError extends Error {
     if ("value" in place) this.value = place.value;
   }
 }
+
+/** The same error with the file's path, unless it has one. */
+export function atPath(error: unknown, path: string): unknown {
+  if (!(error instanceof LoraError) || error.path !== undefined) return error;
+  return new LoraError(error.code, error.message, { path, tensor: error.tensor, value: error.value, cause: error });
+}

@@ -1,21 +1,16 @@
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { basename } from "node:path";
 import { demoAdapterPaths, demoModelPath } from "@niwaki/demo-model";
 import { GgufFile } from "@niwaki/gguf";
 import { demoAdapterAnswers, goldens, klDivergence, type ReferenceAdapter, ReferenceModel } from "@niwaki/testing";
 import { Tokenizer, tokenizerConfigFromMetadata } from "@niwaki/tokenizer";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { type BaseShape, readBaseShape } from "./base-shape.js";
 import type { LoraAdapter } from "./lora-adapter.js";
 import { readAdapter } from "./read-adapter.js";
+import { temporaryFolder } from "./test-adapters.js";
 import { writeGgufAdapter } from "./write-gguf.js";
 
-let folder = "";
-beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), "niwaki-lora-"));
-});
-afterAll(() => rm(folder, { recursive: true }));
+const at = temporaryFolder();
 
 async function shapeOf(model: string): Promise<BaseShape> {
   return readBaseShape(await GgufFile.open(model));
@@ -25,7 +20,7 @@ async function shapeOf(model: string): Promise<BaseShape> {
 async function bothWays(path: string, shape: BaseShape): Promise<LoraAdapter[]> {
   const adapter = await readAdapter(path, shape);
   if (adapter.config.useDora) return [adapter];
-  const gguf = join(folder, `${basename(path)}.gguf`);
+  const gguf = at(`${basename(path)}.gguf`);
   await writeGgufAdapter(adapter, gguf);
   return [adapter, await readAdapter(gguf, shape)];
 }

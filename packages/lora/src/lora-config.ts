@@ -105,9 +105,8 @@ export function planTargets(config: LoraConfig, shape: BaseShape): PlannedTarget
       const path = modulePath({ layer, module });
       if (!isTarget(path) || isExcluded(path)) continue;
       const [rank, alpha] = [rankOf(path), alphaOf(path)];
-      planned.push(
-        planTarget({ layer, module }, shape, rank, Math.fround(alpha / (config.useRsLora ? Math.sqrt(rank) : rank))),
-      );
+      const scale = float32(alpha / (config.useRsLora ? Math.sqrt(rank) : rank));
+      planned.push(planTarget({ layer, module }, shape, rank, scale));
     }
   }
   if (planned.length > 0) return planned;
@@ -145,6 +144,11 @@ export function configOf(
     rankPattern: others(ranks, rank),
     alphaPattern: others(alphas, alpha),
   });
+}
+
+/** The nearest float32, and 0 for −0. */
+export function float32(value: number): number {
+  return Math.fround(value) + 0;
 }
 
 function mostFrequent(values: readonly number[]): number {

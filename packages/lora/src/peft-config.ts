@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { LoraError } from "./errors.js";
+import { atPath, LoraError } from "./errors.js";
 import { type LoraConfig, loraConfig } from "./lora-config.js";
 import { compilePattern, PatternBudget } from "./pattern.js";
 
@@ -114,12 +114,6 @@ export function formatPeftConfig(config: LoraConfig): string {
     modules_to_save: null,
   };
   return `${JSON.stringify(json, null, 2)}\n`;
-}
-
-/** The same error with the file's path, unless it has one. */
-export function atPath(error: unknown, path: string): unknown {
-  if (!(error instanceof LoraError) || error.path !== undefined) return error;
-  return new LoraError(error.code, error.message, { path, tensor: error.tensor, value: error.value, cause: error });
 }
 
 function refuseWhatCannotBeApplied(config: Readonly<Record<string, unknown>>, path: string): void {

@@ -1,8 +1,8 @@
 import { GgufFile, type GgufTensor } from "@niwaki/gguf";
 import type { BaseShape } from "./base-shape.js";
-import { LoraError } from "./errors.js";
+import { atPath, LoraError } from "./errors.js";
 import { LoraAdapter } from "./lora-adapter.js";
-import { configOf } from "./lora-config.js";
+import { configOf, float32 } from "./lora-config.js";
 import { type LoraMatrix, type LoraType, type TargetWeights, typeBytes } from "./lora-target.js";
 import { loraModules, type ModulePlace, parseTensorName, tensorName } from "./modules.js";
 
@@ -51,7 +51,11 @@ export async function readGgufAdapter(path: string, shape: BaseShape): Promise<L
     const names = { a: a!.name, b: b!.name, magnitude: "" };
     weights.set(tensor, { a: await readMatrix(file, a!), b: await readMatrix(file, b!), names });
   }
-  return LoraAdapter.from(configOf(targets, shape), shape, ({ tensor }) => weights.get(tensor)!);
+  try {
+    return LoraAdapter.from(configOf(targets, shape), shape, ({ tensor }) => weights.get(tensor)!);
+  } catch (error) {
+    throw atPath(error, path);
+  }
 }
 
 function readPairs(file: GgufFile, shape: BaseShape): Map<string, Pair> {
@@ -134,7 +138,7 @@ async function readMatrix(file: GgufFile, { name, type, typeName }: GgufTensor):
 function readScales(file: GgufFile, pairs: ReadonlyMap<string, Pair>): (tensor: string, rank: number) => number {
   const { path } = file;
   if (file.string(ggufKeys.adapterType) === scaledType) {
-    const scales = file.numbers(ggufKeys.scales).map(Math.fround);
+    const scales = file.numbers(ggufKeys.scales).map(float32);
     const byTensor = new Map([...pairs.keys()].map((tensor, i) => [tensor, scales[i]!]));
     if (scales.length === pairs.size && scales.every(Number.isFinite)) return (tensor) => byTensor.get(tensor)!;
     throw new LoraError(
@@ -150,5 +154,5 @@ function readScales(file: GgufFile, pairs: ReadonlyMap<string, Pair>): (tensor: 
 
 /** The scale that an alpha in GGUF stands for. */
 export function ggufScale(alpha: number, rank: number): number {
-  return alpha === 0 ? 1 : Math.fround(alpha / rank);
+  return alpha === 0 ? 1 : float32(alpha / rank);
 }

@@ -2,12 +2,12 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { dequantize, SafetensorsFile, type SafetensorsTensor } from "@niwaki/gguf";
 import type { BaseShape } from "./base-shape.js";
-import { LoraError } from "./errors.js";
+import { atPath, LoraError } from "./errors.js";
 import { LoraAdapter } from "./lora-adapter.js";
 import { type LoraConfig, type PlannedTarget, planTargets } from "./lora-config.js";
 import { type LoraMatrix, type LoraType, type TargetWeights, typeBytes } from "./lora-target.js";
 import { modulePath, parseModulePath, tensorName } from "./modules.js";
-import { atPath, parsePeftConfig } from "./peft-config.js";
+import { parsePeftConfig } from "./peft-config.js";
 
 /** Names of the two files in a folder of PEFT's. */
 export const peftFiles = { config: "adapter_config.json", weights: "adapter_model.safetensors" } as const;
