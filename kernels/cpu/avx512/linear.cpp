@@ -1,6 +1,7 @@
 // The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. Any number of
 // rows of the step goes this way, as its cost grows with them and its indices are made once for all.
 #define NIWAKI_SIMD_AVX512
+#include "cpu/avx512/linear_planes.h"
 #include "cpu/linear_float.h"
 #include "cpu/quantize.h"
 
@@ -27,7 +28,8 @@ constexpr int kCachedRows = 16;
 
 /// Of every field: the sums of what its bits choose. One bit a weight: -1 or +1 times the activation. Two:
 /// code - 1 times it, so -q or 0 by the low bit and 0 or 2 q by the high one.
-void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* /*offsets*/) {
+void build_tables(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+  if (tile_rows <= kPlaneRows) return build_planes(bits, quanta, tables, offsets);
   // Bit i of an entry's number.
   constexpr __mmask32 kSet[kFieldBits] = {0xaaaaaaaa, 0xcccccccc, 0xf0f0f0f0, 0xff00ff00, 0xffff0000};
   for (int pass = 0; pass < 2 * bits; ++pass) {
@@ -142,10 +144,6 @@ inline void multiply_block(const __m512i* indices, const float* scales, const ui
 
 /// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
 constexpr int kAhead = 9216;
-/// Up to so many rows of the step memory is the limit: then weights are read as they lie, block after block,
-/// and the tables come from the second-level cache.
-constexpr int kStreamedRows = 2;
-
 /// `kPasses` passes are a scale group, of which a group of activations has `kParts`.
 template <int kBits, int kPasses, int kParts>
 void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
@@ -153,13 +151,6 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
   const int64_t scale_groups = tile.columns / layout.columns;
   const int64_t block_stride = scale_groups * layout.block_bytes();
   constexpr size_t kStride = size_t{2} * kBits * kPassBytes;
-  if (tile.rows <= kStreamedRows && blocks > 1) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      multiply_type<kBits, kPasses, kParts>(layout, weights + b * block_stride, 1, tile, out + b * kBlockRows,
-                                            out_stride);
-    }
-    return;
-  }
   alignas(64) __m512i indices[kPasses * 2 * kFields];
   alignas(64) float scales[kBlockRows];
   for (int t = 0; t < tile.rows; ++t) {
@@ -208,6 +199,10 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* /*workspace*/) {
   const SignLayout layout = sign_layout(type);
+  if (tile.rows <= kPlaneRows) {
+    const size_t stride = size_t{2} * static_cast<size_t>(layout.bits) * kPassBytes;
+    return multiply_planes(type, weights, blocks, tile, stride, out, out_stride);
+  }
   switch (type) {
     case DataType::kQ1_0:
       return multiply_type<1, 2, 1>(layout, weights, blocks, tile, out, out_stride);
