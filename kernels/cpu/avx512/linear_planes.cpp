@@ -167,10 +167,8 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
       return run(multiply_rows<kBits, kTables, kParts, 1>);
     case 2:
       return run(multiply_rows<kBits, kTables, kParts, 2>);
-    case 3:
-      return run(multiply_rows<kBits, kTables, kParts, 3>);
     default:
-      return run(multiply_rows<kBits, kTables, kParts, 4>);
+      return run(multiply_rows<kBits, kTables, kParts, 3>);
   }
 }
 

@@ -4,7 +4,7 @@
 namespace niwaki {
 
 /// Up to so many rows of the step memory is the limit, and multiply_planes comes closest to it.
-constexpr int kPlaneRows = 4;
+constexpr int kPlaneRows = 3;
 
 /// See LinearKernels::build_tables, for tiles of up to kPlaneRows rows.
 void build_planes(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
