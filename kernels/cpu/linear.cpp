@@ -171,7 +171,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile
           for (int bits = 1; bits <= 2; ++bits) {
             if (!needs_tables_[bits]) continue;
             const size_t table = static_cast<size_t>(i * bits) * kernels_.table_bytes;
-            kernels_.build_tables(bits, quanta, tile.sign.tables[bits] + table,
+            kernels_.build_tables(tile.sign.rows, bits, quanta, tile.sign.tables[bits] + table,
                                   tile.sign.offsets[bits] + 2 * i);
           }
         }

@@ -86,8 +86,9 @@ struct LinearKernels {
   /// own.
   size_t table_bytes;
 
-  /// The tables of one group for weights of `bits` bits, and its two offsets.
-  void (*build_tables)(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
+  /// The tables of one group for weights of `bits` bits, and its two offsets, of a row of a tile of
+  /// `tile_rows`.
+  void (*build_tables)(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
   /// The lanes of one group: quanta [kLaneRows][kGroupColumns] transposed. Null if all tiles go by tables.
   void (*build_lanes)(const int16_t* quanta, int16_t* lanes);

@@ -38,7 +38,7 @@ inline int positive(int x) {
   return x > 0 ? x : 0;
 }
 
-void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+void build_tables(int /*tile_rows*/, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
   const __m256i code = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   offsets[0] = offsets[1] = 0;
   if (bits == 1) {

@@ -1,6 +1,8 @@
-// The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. Any number of
-// rows of the step goes this way, as its cost grows with them and its indices are made once for all.
+// The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. All but the
+// fewest rows of the step (linear_planes.cpp) go this way, as its cost grows with them and its indices are
+// made once for all.
 #define NIWAKI_SIMD_AVX512
+#include "cpu/avx512/linear_planes.h"
 #include "cpu/linear_float.h"
 #include "cpu/quantize.h"
 
@@ -78,7 +80,8 @@ inline void build_type(const int16_t* quanta, uint8_t* tables) {
   }
 }
 
-void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* /*offsets*/) {
+void build_tables(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+  if (tile_rows <= kPlaneRows) return build_planes(bits, quanta, tables, offsets);
   bits == 1 ? build_type<1>(quanta, tables) : build_type<2>(quanta, tables);
 }
 
@@ -174,10 +177,6 @@ inline void multiply_block(const __m512i* indices, const float* scales, const ui
 
 /// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
 constexpr int kAhead = 9216;
-/// Up to so many rows of the step memory is the limit: then weights are read as they lie, block after block,
-/// and the tables come from the second-level cache.
-constexpr int kStreamedRows = 2;
-
 /// `kPasses` passes are a scale group, of which a group of activations has `kParts`.
 template <int kBits, int kPasses, int kParts>
 void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
@@ -185,13 +184,6 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
   const int64_t scale_groups = tile.columns / layout.columns;
   const int64_t block_stride = scale_groups * layout.block_bytes();
   constexpr size_t kStride = size_t{2} * kBits * kPassBytes;
-  if (tile.rows <= kStreamedRows && blocks > 1) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      multiply_type<kBits, kPasses, kParts>(layout, weights + b * block_stride, 1, tile, out + b * kBlockRows,
-                                            out_stride);
-    }
-    return;
-  }
   alignas(64) __m512i indices[kPasses * 2 * kFields];
   alignas(64) float scales[kBlockRows];
   for (int t = 0; t < tile.rows; ++t) {
@@ -240,6 +232,10 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* /*workspace*/) {
   const SignLayout layout = sign_layout(type);
+  if (tile.rows <= kPlaneRows) {
+    const size_t stride = size_t{2} * static_cast<size_t>(layout.bits) * kPassBytes;
+    return multiply_planes(type, weights, blocks, tile, stride, out, out_stride);
+  }
   switch (type) {
     case DataType::kQ1_0:
       return multiply_type<1, 2, 1>(layout, weights, blocks, tile, out, out_stride);

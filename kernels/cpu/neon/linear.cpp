@@ -42,7 +42,7 @@ inline void store_planes(const uint16x8_t (&sums)[2], uint8_t* table) {
   }
 }
 
-void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+void build_tables(int /*tile_rows*/, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
   const uint16_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const uint16x8_t code[2] = {vld1q_u16(numbers), vld1q_u16(numbers + 8)};
   offsets[0] = offsets[1] = 0;

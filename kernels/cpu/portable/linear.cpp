@@ -11,7 +11,7 @@ int weight_of(int bits, int code, int index) {
 }
 
 /// Sixteen int16 sums for every four weight bits; nothing to take off.
-void build_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+void build_tables(int /*tile_rows*/, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
   const int weights = 4 / bits;
   for (int c = 0; c < kGroupColumns; c += weights) {
     int16_t sums[16];
