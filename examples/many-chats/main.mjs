@@ -6,10 +6,10 @@ import { frame } from "./view.mjs";
 const { values } = parseArgs({
   options: {
     model: { type: "string", default: demoModelPath },
-    chats: { type: "string", default: "40" },
+    chats: { type: "string", default: "200" },
     /** Milliseconds from one arrival to the next. */
-    every: { type: "string", default: "100" },
-    tokens: { type: "string", default: "60" },
+    every: { type: "string", default: "5" },
+    tokens: { type: "string", default: "200" },
   },
 });
 const isLive = process.stdout.isTTY === true;

@@ -117,7 +117,8 @@ describe("the engine", () => {
     const { model } = await traced({ contextLength: 64 });
     const blocks = () => [...model.blockMap()].join("");
     expect(blocks()).toBe("0000");
-    const answer = model.generate(randomTokens(40, 2000, 8), { maxTokens: 2 });
+    const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
+    const answer = model.generate(randomTokens(40, 2000, 8), { maxTokens: 4, logitBias });
     await answer.next();
     expect(blocks()).toBe("2220");
     await answer.return();
