@@ -159,6 +159,22 @@ describe("Sequence", () => {
   });
 });
 
+describe("blockMap", () => {
+  it("tells blocks that are free, cached, held and shared", () => {
+    const kv = new PagedKv({ blockCount: 5, blockSize: 2 });
+    const prompt = [1, 2, 3, 4, 5];
+    const [a, b] = [kv.create(), kv.create()];
+    a.ensureCapacity(5);
+    a.advance(prompt);
+    expect([...kv.blockMap()]).toEqual([2, 2, 2, 0, 0]);
+    b.match(prompt);
+    b.ensureCapacity(5);
+    expect([...kv.blockMap()]).toEqual([3, 3, 2, 2, 0]);
+    for (const sequence of [a, b]) sequence.drop();
+    expect([...kv.blockMap()]).toEqual([1, 1, 0, 0, 0]);
+  });
+});
+
 describe("PagedKv with a storage", () => {
   it("writes and reads K and V of one token of a layer", () => {
     const kv = withStorage(4, 2, 2, 3);

@@ -111,6 +111,17 @@ export class PagedKv {
     return statistics(this.#context);
   }
 
+  /**
+   * What every block is doing, for somebody to look at: 0 free, 1 free and cached, 2 held by one sequence, 3 held by several.
+   */
+  blockMap(): Uint8Array {
+    return Uint8Array.from({ length: this.#pool.blockCount }, (_, block) => {
+      const references = this.#pool.references(block);
+      if (references > 0) return references === 1 ? 2 : 3;
+      return this.#pool.isCached(block) ? 1 : 0;
+    });
+  }
+
   /** What became findable or no longer is since the last call, in order; always empty unless `events` was set. */
   takeEvents(): CacheEvent[] {
     return this.#cache.takeEvents();

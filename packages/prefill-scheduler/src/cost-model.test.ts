@@ -81,6 +81,23 @@ describe("CostModel", () => {
     for (const error of learn(0.5, 300)) expect(error).toBeLessThan(0.1);
   });
 
+  it("takes what it knows of chunks along when decode steps alone become a little slower or faster", () => {
+    for (const factor of [1.4, 0.7]) {
+      const next = random(7);
+      const model = new CostModel();
+      for (const [rows, attended] of steps(200, next)) {
+        model.observe(rows, attended, stepMilliseconds(truth, rows, attended));
+      }
+      for (let i = 0; i < 100; i++) {
+        const attended = 4 * (300 + next(3000));
+        model.observe(4, attended, factor * stepMilliseconds(truth, 4, attended));
+      }
+      const { fixed, perToken, perContextToken } = truth;
+      const slower = { fixed: factor * fixed, perToken: factor * perToken, perContextToken: factor * perContextToken };
+      for (const error of errors(model, slower)) expect(error).toBeLessThan(0.1);
+    }
+  });
+
   it("does not forget what chunks cost over a long time of decode steps", () => {
     const next = random(4);
     const model = new CostModel();

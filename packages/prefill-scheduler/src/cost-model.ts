@@ -26,6 +26,8 @@ const WARM_UP = 8;
 const USUAL = 0.5;
 /** So many outliers in a row are no outliers. */
 const CHANGE = 4;
+/** The share of an error, as a logarithm, that is taken for a change of the whole machine. */
+const DRIFT = 0.2;
 /** Relative; keeps the equations solvable while all steps are alike. */
 const RIDGE = 1e-6;
 const LEAST_MILLISECONDS = 1e-3;
@@ -66,6 +68,8 @@ class Size {
  * - Coefficients are never negative: the best of the seven subsets of terms whose solution is not.
  * - A step that took far longer than predicted counts only in part (Huber): other work on the machine gets in between.
  *   Several of them in a row are a machine that has changed, and everything learned before is scaled to it.
+ * - A small part of every error is taken for a slower or faster machine too: what was learned of sizes that do not run now
+ *   keeps up with those that do.
  */
 export class CostModel {
   readonly #sizes: (Size | undefined)[] = new Array<Size | undefined>(SIZES).fill(undefined);
@@ -81,6 +85,11 @@ export class CostModel {
   /** The fit so far; null before the first measurement. */
   get cost(): StepCost | null {
     return this.#cost;
+  }
+
+  /** What such a step should take; 0 before the first measurement. */
+  milliseconds(rows: number, attended: number): number {
+    return this.#cost ? stepMilliseconds(this.#cost, rows, attended) : 0;
   }
 
   /** A step of `rows` rows that attended to `attended` tokens took this long. */
@@ -134,6 +143,8 @@ export class CostModel {
     }
     const counted = Math.min(milliseconds, expected * limit);
     this.#error = Math.max(LEAST_ERROR, this.#error + 0.1 * (Math.abs(counted / expected - 1) - this.#error));
+    const drift = (counted / expected) ** DRIFT;
+    for (const size of this.#sizes) size?.scale(drift);
     return counted;
   }
 }

@@ -179,9 +179,12 @@ describe("a target in milliseconds", () => {
     expect(Math.max(...times)).toBeLessThan(1.3 * 60);
   });
 
-  it("advances prompts by a row where the decode rows alone take longer", () => {
-    const { chunks } = run(5, () => 10);
-    expect(new Set(chunks)).toEqual(new Set([1]));
+  it("gives prompts a quarter of the time of the decode rows where those alone take longer, and a row at least", () => {
+    const cheap = run(5, (rows) => 10 + 0.5 * rows);
+    // Two decode rows take 11 ms, and 5.5 rows more a quarter of that: 4.9 with two hundredths kept for the usual error.
+    expect(new Set(cheap.chunks.slice(5, -1))).toEqual(new Set([4]));
+    expect(Math.max(...cheap.times)).toBeLessThan(1.25 * 11);
+    expect(new Set(run(5, (rows) => 10 + 5 * rows).chunks)).toEqual(new Set([1]));
   });
 
   it("does not limit prompts that nobody waits beside", () => {

@@ -19,9 +19,10 @@ export interface Schedulable {
 
 const MOST_PRIORITY = 1000;
 /**
- * Prompt rows that a step gets in any case, so that prompts advance also where decode rows alone exceed the target. More
- * would miss a target of less than a few decode steps on a CPU, where every row adds a good part of one.
+ * What prompts get in any case, so that they advance also where decode rows alone exceed the target: this share of the time
+ * that the decode rows take, and a row.
  */
+const LEAST_PROMPT_SHARE = 0.25;
 const LEAST_PROMPT_ROWS = 1;
 
 /**
@@ -332,7 +333,9 @@ export class Scheduler<R extends Schedulable> {
     const { targetMilliseconds } = this.#options;
     if (draft.decodeRows === 0 || targetMilliseconds === Infinity) return most;
     const { tokens, attended } = draft;
-    const within = this.#costs.rowsWithin(targetMilliseconds, tokens, attended, entry.computedTokens, most);
+    const decodes = this.#costs.milliseconds(draft.decodeRows, draft.decodeAttended);
+    const milliseconds = Math.max(targetMilliseconds, (1 + LEAST_PROMPT_SHARE) * decodes);
+    const within = this.#costs.rowsWithin(milliseconds, tokens, attended, entry.computedTokens, most);
     return Math.max(within, Math.min(most, LEAST_PROMPT_ROWS - draft.promptRows), 0);
   }
 

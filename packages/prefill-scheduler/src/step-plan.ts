@@ -38,6 +38,7 @@ export class StepDraft<R> implements StepPlan<R> {
   /** Pairs of a row and a token that it attends to. */
   attended = 0;
   decodeRows = 0;
+  decodeAttended = 0;
   readonly #maxTokens: number;
   #count = 0;
 
@@ -75,7 +76,9 @@ export class StepDraft<R> implements StepPlan<R> {
     this.#count++;
     this.tokens += tokens;
     this.attended += attendedTokens(start, end);
-    if (entry.isDecode) this.decodeRows++;
+    if (!entry.isDecode) return;
+    this.decodeRows++;
+    this.decodeAttended += end;
   }
 
   /** The request lost its blocks: its rows, if it has some, are taken back. */
@@ -88,7 +91,9 @@ export class StepDraft<R> implements StepPlan<R> {
     this.#count--;
     this.tokens -= end - start;
     this.attended -= attendedTokens(start, end);
-    if (entry.isDecode) this.decodeRows--;
+    if (!entry.isDecode) return;
+    this.decodeRows--;
+    this.decodeAttended -= end;
   }
 
   finish(): StepPlan<R> {
@@ -104,5 +109,6 @@ export class StepDraft<R> implements StepPlan<R> {
     this.tokens = 0;
     this.attended = 0;
     this.decodeRows = 0;
+    this.decodeAttended = 0;
   }
 }

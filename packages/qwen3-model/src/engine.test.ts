@@ -113,6 +113,20 @@ describe("the engine", () => {
     expect(hits() - before).toBe(96);
   });
 
+  it("shows what its blocks are doing", async () => {
+    const { model } = await traced({ contextLength: 64 });
+    const blocks = () => [...model.blockMap()].join("");
+    expect(blocks()).toBe("0000");
+    const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
+    const answer = model.generate(randomTokens(40, 2000, 8), { maxTokens: 4, logitBias });
+    await answer.next();
+    expect(blocks()).toBe("2220");
+    await answer.return();
+    await outcome(model, [1], { maxTokens: 1 });
+    expect(blocks()).toBe("1100");
+    await model.dispose();
+  });
+
   it("does not share what has another salt", async () => {
     const prompt = randomTokens(100, 2000, 2);
     await outcome(model, prompt, { maxTokens: 1, cacheSalt: "a" });

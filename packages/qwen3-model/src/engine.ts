@@ -169,6 +169,10 @@ export class Engine {
     return this.#statistics.snapshot(running, this.#entries.size - running, this.#kv.stats(), this.#scheduler.stepCost);
   }
 
+  blockMap(): Uint8Array {
+    return this.#kv.blockMap();
+  }
+
   async #run(): Promise<void> {
     // Requests made in the same turn of the event loop share the first step.
     await Promise.resolve();

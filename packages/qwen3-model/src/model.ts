@@ -253,6 +253,14 @@ export class Qwen3Model {
     return this.#engine.statistics();
   }
 
+  /**
+   * What every block of the KV cache (16 tokens) is doing, for somebody to look at: 0 free, 1 free and cached, 2 held by one
+   * answer, 3 held by several.
+   */
+  blockMap(): Uint8Array {
+    return this.#engine.blockMap();
+  }
+
   /** Ends all answers with an error, waits for the running operation to stop, and frees everything. */
   dispose(): Promise<void> {
     this.#disposed ??= this.#dispose();

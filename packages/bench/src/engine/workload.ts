@@ -15,7 +15,7 @@ export const FULL: Workload = {
   steps: { requests: 16, tokens: 512 },
   shared: { requests: 16, sharedTokens: 512, ownTokens: 32, answerTokens: 64 },
   prefix: { prefixTokens: 2000, ownTokens: 16, rounds: 2 },
-  arrival: { chats: 4, chatTokens: 2000, promptTokens: 4000, targetSteps: 1.75 },
+  arrival: { chats: 4, chatTokens: 2000, promptTokens: 4000, targetSteps: 3 },
 };
 
 export const QUICK: Workload = {
@@ -23,5 +23,5 @@ export const QUICK: Workload = {
   steps: { requests: 16, tokens: 64 },
   shared: { requests: 4, sharedTokens: 128, ownTokens: 16, answerTokens: 16 },
   prefix: { prefixTokens: 500, ownTokens: 16, rounds: 1 },
-  arrival: { chats: 4, chatTokens: 500, promptTokens: 500, targetSteps: 1.75 },
+  arrival: { chats: 4, chatTokens: 500, promptTokens: 500, targetSteps: 3 },
 };
