@@ -39,6 +39,19 @@ export class LoraAdapter implements Iterable<LoraTarget> {
     return new LoraAdapter(config, shape, targets);
   }
 
+  /** {@link from} with weights that are read one after another; the event loop is free between them. */
+  static async fromAsync(
+    config: LoraConfig,
+    shape: BaseShape,
+    weights: (planned: PlannedTarget) => Promise<TargetWeights>,
+  ): Promise<LoraAdapter> {
+    const targets: LoraTarget[] = [];
+    for (const planned of planTargets(config, shape)) {
+      targets.push(checkedTarget(planned, await weights(planned), config.useDora));
+    }
+    return new LoraAdapter(config, shape, targets);
+  }
+
   /**
    * A new adapter that changes nothing yet: A uniform in ±1/√in (PEFT's Kaiming-uniform start with a = √5), B zero, float32.
    *

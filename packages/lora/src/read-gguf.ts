@@ -3,7 +3,7 @@ import type { BaseShape } from "./base-shape.js";
 import { atPath, LoraError } from "./errors.js";
 import { LoraAdapter } from "./lora-adapter.js";
 import { configOf, float32 } from "./lora-config.js";
-import { type LoraMatrix, type LoraType, type TargetWeights, typeBytes } from "./lora-target.js";
+import { type LoraMatrix, type LoraType, typeBytes } from "./lora-target.js";
 import { loraModules, type ModulePlace, parseTensorName, tensorName } from "./modules.js";
 
 /** Keys of an adapter's metadata, and the values that say what it is. */
@@ -44,15 +44,12 @@ export async function readGgufAdapter(path: string, shape: BaseShape): Promise<L
     }
   }
   if (targets.length === 0) throw new LoraError("missing-tensor", "has no tensor of an adapter", { path });
-  const weights = new Map<string, TargetWeights>();
-  for (const target of targets) {
-    const tensor = tensorName(target);
-    const { a, b } = pairs.get(tensor)!;
-    const names = { a: a!.name, b: b!.name, magnitude: "" };
-    weights.set(tensor, { a: await readMatrix(file, a!), b: await readMatrix(file, b!), names });
-  }
   try {
-    return LoraAdapter.from(configOf(targets, shape), shape, ({ tensor }) => weights.get(tensor)!);
+    return await LoraAdapter.fromAsync(configOf(targets, shape), shape, async ({ tensor }) => {
+      const { a, b } = pairs.get(tensor)!;
+      const names = { a: a!.name, b: b!.name, magnitude: "" };
+      return { a: await readMatrix(file, a!), b: await readMatrix(file, b!), names };
+    });
   } catch (error) {
     throw atPath(error, path);
   }

@@ -47,8 +47,7 @@ async function readWeights(config: LoraConfig, file: SafetensorsFile, shape: Bas
     const { base, part } = parseName(tensor.name, shape);
     found.set(base, { ...found.get(base), [part]: tensor });
   }
-  const planned = planTargets(config, shape);
-  const announced = new Set(planned.map(({ tensor }) => tensor));
+  const announced = new Set(planTargets(config, shape).map(({ tensor }) => tensor));
   for (const [base, parts] of found) {
     if (announced.has(base)) continue;
     const tensor = Object.values(parts)[0]!.name;
@@ -56,11 +55,9 @@ async function readWeights(config: LoraConfig, file: SafetensorsFile, shape: Bas
       tensor,
     });
   }
-  const weights = new Map<string, TargetWeights>();
-  for (const target of planned) {
-    weights.set(target.tensor, await readTarget(file, target, found.get(target.tensor) ?? {}, config.useDora));
-  }
-  return LoraAdapter.from(config, shape, ({ tensor }) => weights.get(tensor)!);
+  return await LoraAdapter.fromAsync(config, shape, (planned) =>
+    readTarget(file, planned, found.get(planned.tensor) ?? {}, config.useDora),
+  );
 }
 
 async function readTarget(
