@@ -12,12 +12,13 @@ export function writeReport(name, counts) {
 }
 
 /**
- * Builds the kernels with their tests, runs all of these once in each environment and writes the sum of the counts as
- * the report `report`. Prints all output; sets the exit code of this process.
+ * Builds the kernels with their tests, runs these and writes the sum of the counts as the report `report`. Prints all
+ * output; sets the exit code of this process.
  *
- * @param options `build`: the build folder; `cmake`: arguments beside it; `environments`: variables of each run.
+ * @param options `build`: the build folder; `cmake`: arguments beside it; `runs`: each the variables of its
+ *   `environment` and the names of its `tests`, a regular expression.
  */
-export async function runCxxTests({ report, build, cmake, environments = [{}] }) {
+export async function runCxxTests({ report, build, cmake, runs = [{ environment: {}, tests: "." }] }) {
   rmSync(join(REPORTS, report), { force: true });
   const run = async (command, args, environment = {}) => {
     const result = await capture(command, args, { env: { ...process.env, ...environment } });
@@ -28,14 +29,11 @@ export async function runCxxTests({ report, build, cmake, environments = [{}] })
   let { code } = await run("cmake", ["-S", "kernels", "-B", build, "-DNIWAKI_TESTS=ON", ...cmake]);
   if (code === 0) ({ code } = await run("cmake", ["--build", build, "-j2"]));
   const counts = [];
-  for (const environment of code === 0 ? environments : []) {
-    const tests = await run(
-      "ctest",
-      ["--test-dir", build, "--output-on-failure", "--no-tests=error", "-j2"],
-      environment,
-    );
-    counts.push(parseCtest(tests.output));
-    if (tests.code !== 0) code = tests.code;
+  for (const { environment, tests } of code === 0 ? runs : []) {
+    const args = ["--test-dir", build, "-R", tests, "--output-on-failure", "--no-tests=error", "-j2"];
+    const result = await run("ctest", args, environment);
+    counts.push(parseCtest(result.output));
+    if (result.code !== 0) code = result.code;
   }
   if (counts.length > 0 && counts.every(Boolean)) writeReport(report, total(counts));
   process.exitCode = code;
