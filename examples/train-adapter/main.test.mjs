@@ -24,12 +24,12 @@ test("the program trains, and the loss falls", () => {
   const program = fileURLToPath(new URL("main.mjs", import.meta.url));
   const plot = join(folder, "loss.svg");
   const adapter = join(folder, "adapter");
-  const options = ["--steps", "12", "--adapter", adapter, "--plot", plot];
+  const options = ["--steps", "30", "--adapter", adapter, "--plot", plot];
   const output = execFileSync(process.execPath, [program, ...options], { encoding: "utf8", stdio: "pipe" });
   const [, first, last] = output.match(/loss ([\d.]+) -> ([\d.]+)/);
   assert.ok(Number(last) < Number(first) / 2, output);
   assert.deepEqual(readdirSync(adapter).sort(), ["adapter_config.json", "adapter_model.safetensors"]);
-  assert.equal(readFileSync(plot, "utf8").match(/<circle /g).length, 12);
+  assert.equal(readFileSync(plot, "utf8").match(/<circle /g).length, 30);
   assert.match(output, /What is 3 \+ 4\? -> 3 \+ 4 = 7\n/);
 });
 
