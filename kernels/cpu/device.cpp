@@ -142,6 +142,19 @@ class CpuDevice final : public Device {
     return job;
   }
 
+  std::shared_ptr<Job> submit(Work work, WorkDone done) override {
+    auto job = std::make_shared<CpuJob>();
+    pool_.submit([this, job, work = std::move(work), done = std::move(done)]() mutable {
+      const std::exception_ptr failure = failure_of([&] {
+        start(*job, "the work");
+        work(pool_, job->cancelled);
+      });
+      work = nullptr;
+      done(failure);
+    });
+    return job;
+  }
+
  private:
   std::shared_ptr<CpuPlan> own(std::shared_ptr<Plan> plan) const {
     auto cpu_plan = std::dynamic_pointer_cast<CpuPlan>(std::move(plan));

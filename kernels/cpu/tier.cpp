@@ -6,24 +6,38 @@
 #include "cpu/attention_kernels.h"
 #include "cpu/linear_kernels.h"
 #include "cpu/row_kernels.h"
+#include "cpu/training/training_kernels.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
 namespace {
 
-const Tier kPortable = {"portable", kPortableLinearKernels, kPortableRowKernels, kPortableAttentionKernels,
-                        kPortableAdapterKernels};
+const Tier kPortable = {"portable",
+                        kPortableLinearKernels,
+                        kPortableRowKernels,
+                        kPortableAttentionKernels,
+                        kPortableAdapterKernels,
+                        kPortableTrainingKernels};
 
 #ifdef NIWAKI_X86
-const Tier kAvx2 = {"avx2", kAvx2LinearKernels, kAvx2RowKernels, kAvx2AttentionKernels, kAvx2AdapterKernels};
+const Tier kAvx2 = {"avx2",
+                    kAvx2LinearKernels,
+                    kAvx2RowKernels,
+                    kAvx2AttentionKernels,
+                    kAvx2AdapterKernels,
+                    kAvx2TrainingKernels};
 
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
          __builtin_cpu_supports("bmi2");
 }
 
-const Tier kAvx512 = {"avx512", kAvx512LinearKernels, kAvx512RowKernels, kAvx512AttentionKernels,
-                      kAvx512AdapterKernels};
+const Tier kAvx512 = {"avx512",
+                      kAvx512LinearKernels,
+                      kAvx512RowKernels,
+                      kAvx512AttentionKernels,
+                      kAvx512AdapterKernels,
+                      kAvx512TrainingKernels};
 
 /// True only where the operating system saves the wider registers too: the builtins ask XGETBV.
 bool has_avx512() {
@@ -34,7 +48,12 @@ bool has_avx512() {
 
 #ifdef NIWAKI_ARM64
 // Whatever runs AArch64 code has what this needs.
-const Tier kNeon = {"neon", kNeonLinearKernels, kNeonRowKernels, kNeonAttentionKernels, kNeonAdapterKernels};
+const Tier kNeon = {"neon",
+                    kNeonLinearKernels,
+                    kNeonRowKernels,
+                    kNeonAttentionKernels,
+                    kNeonAdapterKernels,
+                    kNeonTrainingKernels};
 #endif
 
 }  // namespace

@@ -8,6 +8,7 @@ struct LinearKernels;     // cpu/linear_kernels.h: quantiser, sign and float mat
 struct RowKernels;        // cpu/row_kernels.h: norms, rope, activation, sampling scans
 struct AttentionKernels;  // cpu/attention_kernels.h
 struct AdapterKernels;    // cpu/adapter_kernels.h
+struct TrainingKernels;   // cpu/training/training_kernels.h
 
 /// A set of kernels for an instruction set. Every tier computes the same integers and the same floats in the
 /// same order: the results are equal to the bit. The rules that make it so:
@@ -25,6 +26,7 @@ struct Tier {
   const RowKernels& rows;
   const AttentionKernels& attention;
   const AdapterKernels& adapters;
+  const TrainingKernels& training;
 };
 
 /// Tiers that this machine can run, best first; the last is always "portable".

@@ -1,4 +1,5 @@
 #pragma once
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -76,6 +77,12 @@ class Device {
   using StepDone = std::function<void(std::exception_ptr, StepResult)>;
   /// The step is checked at once (throws kInvalidArgument: a token, row, block or length out of range).
   virtual std::shared_ptr<Job> run(std::shared_ptr<Plan> plan, Step step, StepDone done) = 0;
+
+  /// Any other work, in turn with loads and steps: `work` runs as a job of the pool and looks at `cancelled`
+  /// when it likes.
+  using Work = std::function<void(ThreadPool& pool, const std::atomic<bool>& cancelled)>;
+  using WorkDone = std::function<void(std::exception_ptr)>;
+  virtual std::shared_ptr<Job> submit(Work work, WorkDone done) = 0;
 };
 
 }  // namespace niwaki

@@ -28,6 +28,11 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add<load_adapter>(exports, "loadAdapter");
   add<adapter_row_norms>(exports, "adapterRowNorms");
   add<run_plan>(exports, "runPlan");
+  add<compile_training>(exports, "compileTraining");
+  add<accumulate_gradients>(exports, "accumulateGradients");
+  add<update_parameters>(exports, "updateParameters");
+  add<read_training>(exports, "readTraining");
+  add<write_training>(exports, "writeTraining");
   add<cancel_job>(exports, "cancelJob");
   add<dispose>(exports, "dispose");
   return exports;

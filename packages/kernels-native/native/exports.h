@@ -38,4 +38,14 @@ Napi::Value run_plan(
     const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, adapters,
                                       //  adapterSlots, logits, callback) => job
 
+// training.cpp
+Napi::Value compile_training(
+    const Napi::CallbackInfo& info);  // (device, spec) => { handle, byteLength, parameters }
+Napi::Value accumulate_gradients(const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences,
+                                                                   // outputs, targets, weights, callback)
+                                                                   // => job
+Napi::Value update_parameters(const Napi::CallbackInfo& info);     // (device, plan, options, callback) => job
+Napi::Value read_training(const Napi::CallbackInfo& info);         // (device, plan, state, callback) => job
+Napi::Value write_training(const Napi::CallbackInfo& info);  // (device, plan, state, values, callback) => job
+
 }  // namespace niwaki::node

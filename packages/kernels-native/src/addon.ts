@@ -108,6 +108,39 @@ export interface Addon {
     logits: boolean,
     callback: Callback<[samples: Float64Array, logits: Float32Array | null]>,
   ): JobId;
+  compileTraining(
+    device: Handle<"Device">,
+    spec: object,
+  ): { handle: Handle<"TrainingPlan">; byteLength: number; parameters: number };
+  accumulateGradients(
+    device: Handle<"Device">,
+    plan: Handle<"TrainingPlan">,
+    tokens: Int32Array,
+    sequences: Int32Array,
+    outputs: Int32Array,
+    targets: Int32Array,
+    weights: Float32Array,
+    callback: Callback<number>,
+  ): JobId;
+  updateParameters(
+    device: Handle<"Device">,
+    plan: Handle<"TrainingPlan">,
+    options: object,
+    callback: Callback<number>,
+  ): JobId;
+  readTraining(
+    device: Handle<"Device">,
+    plan: Handle<"TrainingPlan">,
+    state: number,
+    callback: Callback<Float32Array>,
+  ): JobId;
+  writeTraining(
+    device: Handle<"Device">,
+    plan: Handle<"TrainingPlan">,
+    state: number,
+    values: Float32Array,
+    callback: Callback<number>,
+  ): JobId;
   cancelJob(job: JobId): void;
   dispose(handle: AnyHandle): void;
 }

@@ -10,6 +10,8 @@ import { Matrix } from "./matrix.js";
 import { Owner } from "./owner.js";
 import { Plan } from "./plan.js";
 import { checkSource, type TensorSource } from "./tensor-source.js";
+import { TrainingEncoder, type TrainingLimits } from "./training-encoder.js";
+import { TrainingPlan } from "./training-plan.js";
 import { Vector } from "./vector.js";
 
 /**
@@ -122,6 +124,18 @@ export class Device implements AsyncDisposable {
       addon().createAdapterSlots(device, plan.handle, slots, maxRank, type, targets, callback),
     );
     return new AdapterSlots(options, this.#owner, this.#jobs, native);
+  }
+
+  /**
+   * Compiles the forward pass that `build` writes down, and its gradients, into a plan that trains low-rank adapters.
+   * `build` returns the buffer of the logits. Throws `invalid-argument`, `out-of-memory`.
+   */
+  encodeTraining(limits: TrainingLimits, build: (encoder: TrainingEncoder) => Buffer): TrainingPlan {
+    const device = this.#owner.handle;
+    const encoder = new TrainingEncoder(checkObject("limits", limits));
+    const spec = encoder.finish(build(encoder));
+    const native = callNative(() => addon().compileTraining(device, spec));
+    return new TrainingPlan(this.#owner, this.#jobs, native);
   }
 
   /**

@@ -16,5 +16,7 @@ export { Plan } from "./plan.js";
 export type { RopeOptions } from "./rope.js";
 export type { AdapterUse, SampleResult, SampleSpec, Step, StepResult, StepSequence, TokenLogprob } from "./step.js";
 export type { TensorSource } from "./tensor-source.js";
+export { type TrainingAdapter, TrainingEncoder, type TrainingHeads, type TrainingLimits } from "./training-encoder.js";
+export { type AdamWStep, type TrainingBatch, TrainingPlan, type TrainingState } from "./training-plan.js";
 export { Vector } from "./vector.js";
 export type { WeightType } from "./weight-type.js";
