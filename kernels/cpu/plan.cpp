@@ -18,9 +18,10 @@ constexpr int64_t kAlignment = 64;  // bytes
 constexpr int64_t kShareable =
     8192;  // floats of work below which waking other threads costs more than it brings
 
-/// Rows that attention takes together: their heads' sums stay in the first-level cache beside a page.
+/// Rows that attention takes together: with all heads of the group so many that widening a span costs little
+/// beside the products with it, and their sums stay in the second-level cache.
 int32_t attention_rows(const QkvLayout& layout) {
-  return std::max(1, 32 / (layout.heads / layout.kv_heads));
+  return std::max(1, 128 / (layout.heads / layout.kv_heads));
 }
 
 /// Lowers `lowest` to `row`.
