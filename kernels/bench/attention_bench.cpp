@@ -1,5 +1,6 @@
 // Times attention over pages that are larger in all than any cache, against reading them once and doing
-// nothing with them: attention_bench [threads] [tier] [f16 | f32 | q8].
+// nothing with them: attention_bench [threads] [tier] [f16 | f32 | q8] [in-order | scattered]. The blocks of
+// a sequence follow each other, as from a pool that has many free, or lie anywhere.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -93,11 +94,13 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const Tier& tier = choose_tier(argc > 2 ? argv[2] : "");
   const std::string type = argc > 3 ? argv[3] : "f16";
+  const bool scattered = argc > 4 && std::string(argv[4]) == "scattered";
 
   ThreadPool pool(threads);
   test::Random random(1);
   WeightArena arena;
-  std::printf("%s, %s, %d threads\n", type.c_str(), tier.name, threads);
+  std::printf("%s, %s, %d threads, blocks %s\n", type.c_str(), tier.name, threads,
+              scattered ? "scattered" : "in order");
   std::printf("%6s %8s | %9s %10s %10s %11s | %12s %10s\n", "shape", "context", "read GB/s", "decode ms",
               "GB/s", "of reading", "256 rows ms", "GFMA/s");
   for (const Shape& shape : kShapes) {
@@ -122,7 +125,7 @@ int main(int argc, char** argv) {
 
       std::vector<int32_t> blocks(static_cast<size_t>(pages.blocks));
       for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
-      for (size_t i = blocks.size(); i-- > 1;)
+      for (size_t i = scattered ? blocks.size() : 0; i-- > 1;)
         std::swap(blocks[i], blocks[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
       const std::atomic<bool> cancelled{false};
       const auto run = [&](int32_t rows) {

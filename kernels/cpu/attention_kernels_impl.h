@@ -19,8 +19,8 @@ constexpr int kSums = 16;
 #else
 constexpr int kSums = 4;
 #endif
-/// Vectors of a page at a time: of keys those of a span of 64 tokens, of values those of 128 dimensions, so that
-/// lines are met in the order in which they lie.
+/// Vectors of a page at a time: of keys those of a span of 64 tokens, of values those of 128 dimensions, so
+/// that lines are met in the order in which they lie.
 constexpr int kMostKeys = 4, kMostValues = kSums < 8 ? kSums : 8;
 
 template <int N>
@@ -269,10 +269,7 @@ inline void attend_pages(const AttentionTile& tile) {
 
   const int last_position = tile.first_position + tile.rows - 1, blocks = last_position / block + 1;
   const int span_blocks = span / block;
-  const auto page = [&](const std::byte* pages, int b) {
-    return reinterpret_cast<const T*>(pages + static_cast<int64_t>(tile.block_table[b]) *
-                                                  static_cast<int64_t>(tile.block_bytes));
-  };
+  const auto page = [&](size_t offset) { return reinterpret_cast<const T*>(tile.layer + offset); };
   Pages<T> pages;
   pages.head_dim = dim;
   pages.block_size = block;
@@ -286,10 +283,12 @@ inline void attend_pages(const AttentionTile& tile) {
     };
     for (int i = 0; i < span_blocks && first_block + i < blocks; ++i) {
       const int b = first_block + i, after = b + span_blocks < blocks ? b + span_blocks : b;
-      pages.keys[i] = page(tile.keys, b);
-      pages.values[i] = page(tile.values, b);
-      pages.next_keys[i] = page(tile.keys, after);
-      pages.next_values[i] = page(tile.values, after);
+      const KvLayout::Pages now = tile.layout.pages(tile.block_table[b], tile.kv_head);
+      const KvLayout::Pages next = tile.layout.pages(tile.block_table[after], tile.kv_head);
+      pages.keys[i] = page(now.keys);
+      pages.values[i] = page(now.values);
+      pages.next_keys[i] = page(next.keys);
+      pages.next_values[i] = page(next.values);
       if constexpr (kScaled) {
         prefetch(pages.next_keys[i] + numbers, block * static_cast<int64_t>(sizeof(float)));
         const auto* key_scales = reinterpret_cast<const float*>(pages.keys[i] + numbers);

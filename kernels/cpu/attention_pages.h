@@ -32,8 +32,8 @@ struct Pages {
   int head_dim, block_size;
   const T* keys[kMost];
   const T* values[kMost];
-  // Of the next span. While keys are multiplied, the values of the same tokens are asked for, and meanwhile of
-  // values the next keys.
+  // Of the next span. While keys are multiplied, the values of the same tokens are asked for, and meanwhile
+  // of values the next keys.
   const T* next_keys[kMost];
   const T* next_values[kMost];
 

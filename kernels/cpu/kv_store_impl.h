@@ -1,5 +1,5 @@
-// How keys and values come into the pages of kv_cache.h, over F32x16; a tier's attention.cpp includes this after
-// choosing its simd.h.
+// How keys and values come into the pages of kv_cache.h, over F32x16; a tier's attention.cpp includes this
+// after choosing its simd.h.
 #pragma once
 #include "cpu/simd.h"
 #include "niwaki/kv_cache.h"

@@ -271,9 +271,9 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
     tile.head_dim = l.head_dim;
     tile.first_position = first.position;
     tile.block_table = step_->sequences[static_cast<size_t>(first.sequence)].block_table.data();
-    tile.keys = op.kv->keys(op.layer, 0, head);
-    tile.values = op.kv->values(op.layer, 0, head);
-    tile.block_bytes = op.kv->block_bytes();
+    tile.layer = op.kv->layer(op.layer);
+    tile.layout = op.kv->layout();
+    tile.kv_head = head;
     tile.block_size = shape.block_size;
     tile.type = shape.type;
     tile.scale = 1.0f / std::sqrt(static_cast<float>(l.head_dim));
