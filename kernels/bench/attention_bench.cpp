@@ -1,5 +1,6 @@
 // Times attention over pages that are larger in all than any cache, against reading them once and doing
-// nothing with them: attention_bench [threads] [tier] [f16 | f32 | q8].
+// nothing with them: attention_bench [threads] [tier] [f16 | f32 | q8] [in-order | scattered]. The blocks of
+// a sequence follow each other, as from a pool that has many free, or lie anywhere.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -51,24 +52,26 @@ KvType type_named(const std::string& name) {
   std::exit(2);
 }
 
-/// Reads every 8 bytes of all pages; what is read is only added up.
+/// Searches all pages for a byte that is not there: the C library's vector loads, as far ahead and past the
+/// caches as attention reads.
 double read_seconds(ThreadPool& pool, const KvCache& kv) {
-  std::atomic<uint64_t> sink{0};
-  return best_of(3, [&] {
+  constexpr int64_t kPiece = 1024, kAhead = 4096;
+  std::atomic<bool> found{false};
+  const double seconds = best_of(5, [&] {
     test::run_job(pool, [&] {
       pool.parallel([&](Worker& worker) {
-        worker.each(static_cast<int64_t>(kv.bytes() / 4096), 16, [&](int64_t begin, int64_t end) {
-          const auto* words = reinterpret_cast<const uint64_t*>(kv.keys(0, 0, 0) + begin * 4096);
-          uint64_t sums[8] = {};
-          for (int64_t i = 0; i < (end - begin) * 512; i += 8) {
-            __builtin_prefetch(words + i + 512);
-            for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+        worker.each(static_cast<int64_t>(kv.bytes()) / kPiece, 256, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const std::byte* piece = kv.keys(0, 0, 0) + i * kPiece;
+            for (int64_t b = 0; b < kPiece; b += 64) __builtin_prefetch(piece + kAhead + b, 0, 0);
+            if (std::memchr(piece, 0, kPiece) != nullptr) found = true;
           }
-          for (const uint64_t sum : sums) sink += sum;
         });
       });
     });
   });
+  if (found) std::abort();
+  return seconds;
 }
 
 /// Attention alone, in as many layers as fill the memory that is to be read.
@@ -91,11 +94,13 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const Tier& tier = choose_tier(argc > 2 ? argv[2] : "");
   const std::string type = argc > 3 ? argv[3] : "f16";
+  const bool scattered = argc > 4 && std::string(argv[4]) == "scattered";
 
   ThreadPool pool(threads);
   test::Random random(1);
   WeightArena arena;
-  std::printf("%s, %s, %d threads\n", type.c_str(), tier.name, threads);
+  std::printf("%s, %s, %d threads, blocks %s\n", type.c_str(), tier.name, threads,
+              scattered ? "scattered" : "in order");
   std::printf("%6s %8s | %9s %10s %10s %11s | %12s %10s\n", "shape", "context", "read GB/s", "decode ms",
               "GB/s", "of reading", "256 rows ms", "GFMA/s");
   for (const Shape& shape : kShapes) {
@@ -120,7 +125,7 @@ int main(int argc, char** argv) {
 
       std::vector<int32_t> blocks(static_cast<size_t>(pages.blocks));
       for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
-      for (size_t i = blocks.size(); i-- > 1;)
+      for (size_t i = scattered ? blocks.size() : 0; i-- > 1;)
         std::swap(blocks[i], blocks[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
       const std::atomic<bool> cancelled{false};
       const auto run = [&](int32_t rows) {

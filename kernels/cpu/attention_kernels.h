@@ -30,9 +30,9 @@ struct AttentionTile {
   int32_t head_dim;
   int32_t first_position;  // of the first row
   const int32_t* block_table;
-  const std::byte* keys;    // of block 0: [head_dim][block_size]
-  const std::byte* values;  // of block 0: [block_size][head_dim]
-  size_t block_bytes;       // from block to block
+  const std::byte* layer;  // its pages, as `layout` has them
+  KvLayout layout;
+  int32_t kv_head;
   int32_t block_size;
   KvType type;
   float scale;

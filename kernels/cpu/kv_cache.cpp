@@ -53,31 +53,54 @@ KvShape checked(const KvShape& shape) {
   return shape;
 }
 
+constexpr size_t kRunBytes = size_t{256} << 10;
+
+KvLayout layout_of(const KvShape& shape) {
+  KvLayout layout{page_bytes(shape), shape.kv_heads, shape.blocks, 1};
+  while (layout.run_blocks < shape.blocks &&
+         static_cast<size_t>(layout.run_blocks) * layout.page_bytes < kRunBytes)
+    layout.run_blocks *= 2;
+  return layout;
+}
+
 }  // namespace
 
-// [layer][block][kv head][keys, values]: what one block takes of a layer lies together.
 KvCache::KvCache(const KvShape& shape)
     : shape_(checked(shape)),
+      layout_(layout_of(shape_)),
       memory_(std::make_unique<PageMemory>(bytes(), PageSize::kHuge, "the KV cache")) {}
 
 KvCache::~KvCache() = default;
 
-size_t KvCache::block_bytes() const {
-  return static_cast<size_t>(shape_.kv_heads) * 2 * page_bytes(shape_);
+size_t KvCache::layer_bytes() const {
+  return static_cast<size_t>(shape_.blocks) * static_cast<size_t>(shape_.kv_heads) * 2 * layout_.page_bytes;
 }
 
 size_t KvCache::bytes() const {
-  return static_cast<size_t>(shape_.layers) * static_cast<size_t>(shape_.blocks) * block_bytes();
+  return static_cast<size_t>(shape_.layers) * layer_bytes();
+}
+
+std::byte* KvCache::layer(int32_t layer) const {
+  return memory_->data() + static_cast<size_t>(layer) * layer_bytes();
 }
 
 std::byte* KvCache::keys(int32_t layer, int32_t block, int32_t kv_head) const {
-  const size_t row =
-      static_cast<size_t>(layer) * static_cast<size_t>(shape_.blocks) + static_cast<size_t>(block);
-  return memory_->data() + row * block_bytes() + static_cast<size_t>(kv_head) * 2 * page_bytes(shape_);
+  return this->layer(layer) + layout_.pages(block, kv_head).keys;
 }
 
 std::byte* KvCache::values(int32_t layer, int32_t block, int32_t kv_head) const {
-  return keys(layer, block, kv_head) + page_bytes(shape_);
+  return this->layer(layer) + layout_.pages(block, kv_head).values;
+}
+
+template <class F>
+void KvCache::each_page(int32_t block, F&& f) const {
+  check_block(block);
+  for (int32_t layer = 0; layer < shape_.layers; ++layer) {
+    for (int32_t head = 0; head < shape_.kv_heads; ++head) {
+      f(keys(layer, block, head));
+      f(values(layer, block, head));
+    }
+  }
 }
 
 void KvCache::check_block(int32_t block) const {
@@ -88,7 +111,7 @@ void KvCache::check_block(int32_t block) const {
 }
 
 size_t KvCache::all_layers_bytes() const {
-  return static_cast<size_t>(shape_.layers) * block_bytes();
+  return bytes() / static_cast<size_t>(shape_.blocks);
 }
 
 void KvCache::copy_block(int32_t from, int32_t to) {
@@ -96,22 +119,25 @@ void KvCache::copy_block(int32_t from, int32_t to) {
   check_block(to);
   if (from == to) return;
   for (int32_t layer = 0; layer < shape_.layers; ++layer) {
-    std::memcpy(keys(layer, to, 0), keys(layer, from, 0), block_bytes());
+    for (int32_t head = 0; head < shape_.kv_heads; ++head) {
+      std::memcpy(keys(layer, to, head), keys(layer, from, head), layout_.page_bytes);
+      std::memcpy(values(layer, to, head), values(layer, from, head), layout_.page_bytes);
+    }
   }
 }
 
 void KvCache::read_block(int32_t block, std::byte* out) const {
-  check_block(block);
-  for (int32_t layer = 0; layer < shape_.layers; ++layer, out += block_bytes()) {
-    std::memcpy(out, keys(layer, block, 0), block_bytes());
-  }
+  each_page(block, [&](const std::byte* page) {
+    std::memcpy(out, page, layout_.page_bytes);
+    out += layout_.page_bytes;
+  });
 }
 
 void KvCache::write_block(int32_t block, const std::byte* bytes) {
-  check_block(block);
-  for (int32_t layer = 0; layer < shape_.layers; ++layer, bytes += block_bytes()) {
-    std::memcpy(keys(layer, block, 0), bytes, block_bytes());
-  }
+  each_page(block, [&](std::byte* page) {
+    std::memcpy(page, bytes, layout_.page_bytes);
+    bytes += layout_.page_bytes;
+  });
 }
 
 }  // namespace niwaki

@@ -18,9 +18,10 @@ constexpr int64_t kAlignment = 64;  // bytes
 constexpr int64_t kShareable =
     8192;  // floats of work below which waking other threads costs more than it brings
 
-/// Rows that attention takes together: their heads' sums stay in the first-level cache beside a page.
+/// Rows that attention takes together: with all heads of the group so many that widening a span costs little
+/// beside the products with it, and their sums stay in the second-level cache.
 int32_t attention_rows(const QkvLayout& layout) {
-  return std::max(1, 32 / (layout.heads / layout.kv_heads));
+  return std::max(1, 128 / (layout.heads / layout.kv_heads));
 }
 
 /// Lowers `lowest` to `row`.
@@ -270,9 +271,9 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
     tile.head_dim = l.head_dim;
     tile.first_position = first.position;
     tile.block_table = step_->sequences[static_cast<size_t>(first.sequence)].block_table.data();
-    tile.keys = op.kv->keys(op.layer, 0, head);
-    tile.values = op.kv->values(op.layer, 0, head);
-    tile.block_bytes = op.kv->block_bytes();
+    tile.layer = op.kv->layer(op.layer);
+    tile.layout = op.kv->layout();
+    tile.kv_head = head;
     tile.block_size = shape.block_size;
     tile.type = shape.type;
     tile.scale = 1.0f / std::sqrt(static_cast<float>(l.head_dim));

@@ -97,9 +97,9 @@ class Bench {
           std::vector<float> scratch(static_cast<size_t>(attention_scratch(rows * group, dim, block)), NAN);
           const size_t at = static_cast<size_t>((begin * shape_.heads + h * group) * dim);
           const int64_t stride = shape_.heads * dim;
-          kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.keys(0, 0, h),
-                          kv.values(0, 0, h), kv.block_bytes(), block, type,
-                          1 / std::sqrt(static_cast<float>(dim)), &out[at], stride, scratch.data()});
+          kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.layer(0), kv.layout(),
+                          h, block, type, 1 / std::sqrt(static_cast<float>(dim)), &out[at], stride,
+                          scratch.data()});
         }
       }
       outs.push_back(std::move(out));

@@ -263,12 +263,36 @@ TEST(kv_caches) {
   CHECK(refused({1 << 30, 1 << 30, 1 << 30, 1 << 30, 1 << 30, KvType::kF32}, ErrorCode::kOutOfMemory));
   const KvCache cache({2, 3, 32, 16, 5, KvType::kF16});
   CHECK(cache.bytes() == 2u * 3 * 32 * 16 * 5 * 2 * 2);
-  CHECK(cache.keys(1, 4, 2) + cache.block_bytes() - cache.keys(0, 0, 2) ==
-        static_cast<int64_t>(cache.bytes()));
-  CHECK(cache.values(1, 4, 2) + 32 * 16 * 2 == cache.keys(0, 0, 0) + cache.bytes());
+  CHECK(cache.keys(0, 0, 0) == cache.layer(0) &&
+        cache.values(1, 4, 2) + 32 * 16 * 2 == cache.layer(0) + cache.bytes());
   const KvCache integers({2, 3, 32, 16, 5, KvType::kQ8});
   CHECK(integers.bytes() == 2u * 3 * (32 + 4) * 16 * 5 * 2);  // a scale for each token
-  CHECK(integers.values(0, 0, 0) == integers.keys(0, 0, 0) + (32 + 4) * 16);
+  CHECK(integers.keys(0, 1, 0) == integers.keys(0, 0, 0) + (32 + 4) * 16);
+}
+
+TEST(pages_lie_in_runs_and_never_overlap) {
+  for (const int32_t blocks : {1, 5, 64, 130, 200}) {
+    const KvCache cache({2, 3, 128, 16, blocks, KvType::kF16});  // pages of 4 KB: runs of 64 blocks
+    constexpr int64_t kPage = 128 * 16 * 2;
+    std::vector<bool> taken(cache.bytes() / kPage);
+    const auto take = [&](const std::byte* page) {
+      const int64_t offset = page - cache.layer(0);
+      CHECK(offset >= 0 && offset % kPage == 0 && offset < static_cast<int64_t>(cache.bytes()));
+      CHECK(!taken[static_cast<size_t>(offset / kPage)]);
+      taken[static_cast<size_t>(offset / kPage)] = true;
+    };
+    for (int32_t layer = 0; layer < 2; ++layer) {
+      for (int32_t block = 0; block < blocks; ++block) {
+        for (int32_t head = 0; head < 3; ++head) {
+          take(cache.keys(layer, block, head));
+          take(cache.values(layer, block, head));
+          if (block % 64 == 0) continue;
+          CHECK(cache.keys(layer, block, head) == cache.keys(layer, block - 1, head) + kPage);
+          CHECK(cache.values(layer, block, head) == cache.values(layer, block - 1, head) + kPage);
+        }
+      }
+    }
+  }
 }
 
 TEST_MAIN()

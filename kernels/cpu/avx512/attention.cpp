@@ -1,5 +1,6 @@
 #define NIWAKI_SIMD_AVX512
 #include "cpu/attention_kernels_impl.h"
+#include "cpu/kv_store_impl.h"
 
 namespace niwaki {
 

@@ -1,4 +1,5 @@
 #include "cpu/attention_kernels_impl.h"
+#include "cpu/kv_store_impl.h"
 
 namespace niwaki {
 
