@@ -200,6 +200,8 @@ export class Engine {
       }
       this.#kv.checkIntegrity();
     } catch (error) {
+      await this.#running?.result.catch(() => {});
+      this.#stop();
       for (const entry of [...this.#entries.values()]) this.#end(entry, error);
     } finally {
       this.#active = false;

@@ -43,6 +43,7 @@ function scheduleTimes(steps: number, longPrompts: number): Quantiles {
   const add = (promptTokens: number) => scheduler.add({ promptTokens, sequence: kv.create() });
   const tokens = new Int32Array(LONG_PROMPT_TOKENS);
   const one = new Int32Array(1);
+  /** The plan ran; nobody looks at it afterwards. */
   const run = (plan: StepPlan<Request>) => {
     scheduler.complete(plan, 10 + 0.1 * plan.tokens);
     for (const { request, start, end, sample } of plan.chunks) {
@@ -58,6 +59,7 @@ function scheduleTimes(steps: number, longPrompts: number): Quantiles {
         add(LONG_PROMPT_TOKENS);
       }
     }
+    scheduler.recycle(plan);
   };
   for (let i = 0; i < RUNNING; i++) add(PROMPT_TOKENS);
   while (scheduler.waitingCount > 0) run(scheduler.schedule());
