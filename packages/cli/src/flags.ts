@@ -10,6 +10,13 @@ export interface ModelFlags {
   ctxSize?: number;
   kv?: KvType;
   tier?: string;
+  lora?: LoraFlag[];
+}
+
+/** An adapter that answers are given with. */
+export interface LoraFlag {
+  path: string;
+  scale: number;
 }
 
 export interface AnswerFlags {
@@ -41,6 +48,11 @@ export function addRunFlags(command: Command): Command {
     .addOption(
       new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]),
     )
+    .option(
+      "--lora <path[:scale]>",
+      "a LoRA adapter, a folder of PEFT's or a GGUF; given several times, a mix",
+      (text: string, before: LoraFlag[] | undefined) => [...(before ?? []), loraFlag(text)],
+    )
     .option("--tier <name>", "kernels for an instruction set: avx512, avx2, neon, portable; the best if absent");
 }
 
@@ -61,8 +73,14 @@ export function addAnswerFlags(command: Command): Command {
     .option("--no-think", "answer without thinking first");
 }
 
-export function loadOptions(flags: ModelFlags): LoadOptions {
-  return given({ threads: flags.threads, contextLength: flags.ctxSize, kvType: flags.kv, tier: flags.tier });
+export function loadOptions(flags: Omit<ModelFlags, "model">): LoadOptions {
+  return given({
+    threads: flags.threads,
+    contextLength: flags.ctxSize,
+    kvType: flags.kv,
+    tier: flags.tier,
+    adapters: flags.lora && { slots: flags.lora.length, maxRank: 64 },
+  });
 }
 
 export function generateOptions(flags: AnswerFlags): GenerateOptions {
@@ -80,6 +98,12 @@ export function generateOptions(flags: AnswerFlags): GenerateOptions {
     stop: flags.stop,
     thinking: flags.think,
   });
+}
+
+/** A path that ends in a colon and a number has a scale. */
+export function loraFlag(text: string): LoraFlag {
+  const [, path, scale] = /^(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$/i.exec(text) ?? [];
+  return path === undefined ? { path: text, scale: 1 } : { path, scale: number(scale!) };
 }
 
 /** The same object without what is undefined. */

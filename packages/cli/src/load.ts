@@ -1,5 +1,6 @@
-import { type LoadOptions, Qwen3Model } from "@niwaki/qwen3-model";
+import { type AdapterChoice, type LoadOptions, Qwen3Model } from "@niwaki/qwen3-model";
 import { Presets, SingleBar } from "cli-progress";
+import type { LoraFlag } from "./flags.js";
 
 /** Loads a model with a progress bar on a terminal's standard error; what takes no time shows none. */
 export async function load(path: string, options: LoadOptions): Promise<{ model: Qwen3Model; seconds: number }> {
@@ -22,6 +23,16 @@ export async function load(path: string, options: LoadOptions): Promise<{ model:
   } finally {
     bar?.stop();
   }
+}
+
+/** Loads the adapters of `--lora` and says how to name them, all as one mix, in the options of an answer. */
+export async function loadAdapters(
+  model: Qwen3Model,
+  flags: readonly LoraFlag[] = [],
+): Promise<{ adapter?: AdapterChoice }> {
+  const mix = flags.map(({ scale }, i) => ({ name: `--lora ${i + 1}`, scale }));
+  for (const [i, { path }] of flags.entries()) await model.adapters.load(path, { name: mix[i]!.name });
+  return mix.length === 0 ? {} : { adapter: mix };
 }
 
 function megabytes(bytes: number): number {

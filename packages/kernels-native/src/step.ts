@@ -24,7 +24,7 @@ export interface StepSequence {
   /** Ids of at least `ceil(contextLength / blockSize)` blocks. */
   blockTable: Int32Array;
   /** The adapters that its rows run with, added in this order; none unless given. */
-  adapters?: AdapterUse[];
+  adapters?: readonly AdapterUse[];
 }
 
 /** One adapter of a mix. */

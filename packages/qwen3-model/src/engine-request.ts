@@ -1,5 +1,6 @@
 import type { SampleSpec, StepResult } from "@niwaki/kernels-native";
 import type { Sequence } from "@niwaki/paged-kv";
+import type { RequestAdapters } from "./adapters.js";
 import { type CheckedSampling, sampleSpec } from "./options.js";
 
 /** A token that was chosen, with log-probabilities if they were asked for. */
@@ -18,6 +19,8 @@ export interface EngineRequest {
   readonly client?: string | undefined;
   /** Prefixes are shared among requests of the same salt only. */
   readonly cacheSalt?: string | undefined;
+  /** What its rows run with; held until it ends. */
+  readonly adapters?: RequestAdapters | undefined;
   /**
    * A token was chosen. Returns whether the request goes on; after false the engine forgets it. With a promise the request
    * waits, and the others go on, until it is settled. The next step waits for the return: no work beyond that here.
@@ -27,6 +30,11 @@ export interface EngineRequest {
   onLogits?(start: number, logits: Float32Array): void | Promise<void>;
   /** The request ended otherwise: all logits given, or an error of the step. */
   onEnd(error?: unknown): void;
+}
+
+/** Requests share prefixes with those of the same salt and the same adapters. */
+export function prefixKey(cacheSalt = "", adapters?: RequestAdapters): string {
+  return JSON.stringify(adapters === undefined ? [cacheSalt] : [cacheSalt, adapters.cacheKey]);
 }
 
 /** A request in the engine. */

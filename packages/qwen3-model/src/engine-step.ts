@@ -30,6 +30,7 @@ export function engineStep(plan: StepPlan<Entry>): EngineStep {
   const outputs: number[] = [];
   const sampled: Entry[] = [];
   let logits = false;
+  let adapterSlots: Step["adapterSlots"];
   let row = 0;
   for (const { request: entry, start, end, sample } of plan.chunks) {
     const first = row;
@@ -42,9 +43,13 @@ export function engineStep(plan: StepPlan<Entry>): EngineStep {
       sampled.push(entry);
       outputs.push(row - 1);
     }
-    sequences.push({ rowCount: end - start, contextLength: end, blockTable: entry.sequence.blockTable });
+    const { adapters } = entry.request;
+    const sequence = { rowCount: end - start, contextLength: end, blockTable: entry.sequence.blockTable };
+    sequences.push(adapters === undefined ? sequence : { ...sequence, adapters: adapters.uses });
+    adapterSlots ??= adapters?.slots;
   }
-  return { step: { tokens, sequences, outputs: Int32Array.from(outputs), samples, logits }, sampled };
+  const step = { tokens, sequences, outputs: Int32Array.from(outputs), samples, logits };
+  return { step: adapterSlots === undefined ? step : { ...step, adapterSlots }, sampled };
 }
 
 /** Gives the rows of logits to the requests that asked for them; `failed` hears of those that throw. */

@@ -1,7 +1,7 @@
 import type { Plan, StepResult } from "@niwaki/kernels-native";
 import { type KvStorage, PagedKv } from "@niwaki/paged-kv";
 import { type Policy, Scheduler, type StepPlan } from "@niwaki/prefill-scheduler";
-import { type EngineRequest, Entry, type Sample } from "./engine-request.js";
+import { type EngineRequest, Entry, prefixKey, type Sample } from "./engine-request.js";
 import { EngineStatistics, type Statistics, type StepRecord } from "./engine-statistics.js";
 import { type EngineStep, engineStep, giveLogits, withoutAbsent } from "./engine-step.js";
 import { SharedPrefixes } from "./shared-prefixes.js";
@@ -111,7 +111,7 @@ export class Engine {
 
   /** Takes a request; its prompt has at least one token and fits the context. */
   submit(request: EngineRequest): void {
-    const sequence = this.#kv.create({ extraKeys: request.cacheSalt ?? "" });
+    const sequence = this.#kv.create({ extraKeys: prefixKey(request.cacheSalt, request.adapters) });
     const entry = new Entry(++this.#lastId, request, sequence);
     this.#entries.set(request, entry);
     // What another request is computing right now is worth waiting for.
@@ -149,7 +149,7 @@ export class Engine {
     await new Promise<void>((resolve, reject) => {
       this.submit({ promptIds, cacheSalt, onEnd: (error) => (error === undefined ? resolve() : reject(error)) });
     });
-    const sequence = this.#kv.create({ extraKeys: cacheSalt });
+    const sequence = this.#kv.create({ extraKeys: prefixKey(cacheSalt) });
     try {
       // One token more than the prompt: a match leaves the last one to compute.
       sequence.match([...promptIds, 0]);

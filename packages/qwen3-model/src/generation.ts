@@ -1,4 +1,5 @@
 import type { StreamDecoder } from "@niwaki/tokenizer";
+import type { RequestAdapters } from "./adapters.js";
 import type { Engine } from "./engine.js";
 import type { EngineRequest, Sample } from "./engine-request.js";
 import type { CheckedSampling } from "./options.js";
@@ -47,6 +48,8 @@ export interface GenerationOptions {
   readonly priority: number | undefined;
   readonly client: string | undefined;
   readonly cacheSalt: string | undefined;
+  /** Waits for the adapters that the answers run with. */
+  readonly acquire: ((signal?: AbortSignal) => Promise<RequestAdapters>) | undefined;
 }
 
 /** Pieces that wait for a slow consumer before its answers wait too. */
@@ -85,15 +88,21 @@ export async function* generation(engine: Engine, options: GenerationOptions): A
     }
   };
 
-  if (signal?.aborted) {
-    onAbort();
-  } else if (options.maxTokens === 0) {
-    for (const answer of answers) answer.finish("length", () => "");
-  } else {
-    signal?.addEventListener("abort", onAbort, { once: true });
-    engine.submit(answers[0]!);
-  }
+  const begin = async () => {
+    if (signal?.aborted) {
+      onAbort();
+    } else if (options.maxTokens === 0) {
+      for (const answer of answers) answer.finish("length", () => "");
+    } else {
+      signal?.addEventListener("abort", onAbort, { once: true });
+      const adapters = await acquireUnlessAborted(options);
+      for (const answer of answers) answer.adapters = adapters;
+      if (!answers[0]!.ended) engine.submit(answers[0]!);
+    }
+  };
+
   try {
+    await begin();
     for (let left = n; left > 0; ) {
       const next = pieces.shift();
       if (next !== undefined) {
@@ -113,6 +122,16 @@ export async function* generation(engine: Engine, options: GenerationOptions): A
   } finally {
     signal?.removeEventListener("abort", onAbort);
     for (const answer of answers) engine.cancel(answer);
+    answers[0]!.adapters?.release();
+  }
+}
+
+async function acquireUnlessAborted({ acquire, signal }: GenerationOptions): Promise<RequestAdapters | undefined> {
+  try {
+    return await acquire?.(signal);
+  } catch (error) {
+    if (signal?.aborted) return undefined;
+    throw error;
   }
 }
 
@@ -133,6 +152,7 @@ class Answer implements EngineRequest {
   readonly priority: number | undefined;
   readonly client: string | undefined;
   readonly cacheSalt: string | undefined;
+  adapters: RequestAdapters | undefined;
   ended = false;
   onFirstToken: (() => void) | undefined;
   readonly #choice: number;

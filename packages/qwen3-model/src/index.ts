@@ -1,4 +1,5 @@
 export type { ChatMessage } from "@niwaki/tokenizer";
+export type { AdapterChoice, AdapterInfo, AdapterOptions, Adapters } from "./adapters.js";
 export type { Chat } from "./chat.js";
 export type { Qwen3Config } from "./config.js";
 export type { Statistics, StepRecord } from "./engine-statistics.js";

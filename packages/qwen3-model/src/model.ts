@@ -3,8 +3,10 @@ import { createReadStream } from "node:fs";
 import { rename, rm, writeFile } from "node:fs/promises";
 import { GgufFile } from "@niwaki/gguf";
 import { Device, type KvCache, type KvType, MappedFile, type Matrix, type Plan } from "@niwaki/kernels-native";
+import { readBaseShape } from "@niwaki/lora";
 import type { Policy } from "@niwaki/prefill-scheduler";
 import { type ChatMessage, Tokenizer } from "@niwaki/tokenizer";
+import { type AdapterChoice, type AdapterOptions, Adapters, checkAdapterOptions } from "./adapters.js";
 import { Chat } from "./chat.js";
 import type { Qwen3Config } from "./config.js";
 import { Engine } from "./engine.js";
@@ -23,7 +25,7 @@ import {
   type Prompt,
 } from "./options.js";
 import { encodeModel } from "./plan.js";
-import { loadWeights } from "./weights.js";
+import { loadWeights, projections } from "./weights.js";
 
 export interface LoadOptions {
   /** Tokens of context for one answer; 8,192 or what the model was made for, if that is less. */
@@ -40,6 +42,8 @@ export interface LoadOptions {
   policy?: Policy;
   /** Milliseconds between two tokens of an answer that prompts of others should not exceed; no limit if absent. */
   targetMilliseconds?: number;
+  /** The memory for adapters that run; taken when the first is loaded. */
+  adapters?: AdapterOptions;
   /** Told of every step when it has ended. */
   onStep?: (step: StepRecord) => void;
   /** CPU threads; one per core if absent. */
@@ -60,6 +64,8 @@ export class Qwen3Model {
   readonly tokenizer: Tokenizer;
   /** Tokens of context for one answer. */
   readonly contextLength: number;
+  /** LoRA adapters, for the option `adapter` of an answer. */
+  readonly adapters: Adapters;
   readonly #engine: Engine;
   readonly #owned: { device: Device; plan: Plan; kv: KvCache; matrices: Matrix[] };
   readonly #stopIds: ReadonlySet<number>;
@@ -73,8 +79,10 @@ export class Qwen3Model {
     engine: Engine,
     contextLength: number,
     file: GgufFile,
+    adapters: Adapters,
   ) {
     this.#file = file;
+    this.adapters = adapters;
     this.config = config;
     this.tokenizer = tokenizer;
     this.contextLength = contextLength;
@@ -93,6 +101,7 @@ export class Qwen3Model {
     const { config, tokenizer: vocabulary, problems } = examineModel(file);
     if (config === null || vocabulary === null || problems.length > 0) throw problems[0];
     const limits = readLimits(options, config);
+    checkAdapterOptions(options.adapters);
     const { contextLength, chunkSize, maxSequences } = limits;
     const device = Device.open({
       ...(options.threads === undefined ? {} : { threads: options.threads }),
@@ -135,7 +144,8 @@ export class Qwen3Model {
         targetMilliseconds: options.targetMilliseconds,
         onStep: options.onStep,
       });
-      return new Qwen3Model(config, tokenizer, { device, plan, kv, matrices }, engine, contextLength, file);
+      const adapters = new Adapters(device, plan, readBaseShape(file), projections(config), options.adapters ?? {});
+      return new Qwen3Model(config, tokenizer, { device, plan, kv, matrices }, engine, contextLength, file, adapters);
     } catch (error) {
       await device.dispose();
       throw error;
@@ -162,6 +172,7 @@ export class Qwen3Model {
       priority: checkPriority(options.priority),
       client: options.client,
       cacheSalt: options.cacheSalt,
+      acquire: this.adapters.choose(options.adapter),
     });
   }
 
@@ -193,23 +204,30 @@ export class Qwen3Model {
 
   /**
    * Gives the logits of every position of a text, chunk by chunk: [rows, vocabulary] from position `start` on. The next
-   * chunk runs when `onRows` is done; other answers wait for it too.
+   * chunk runs when `onRows` is done; other answers wait for it too. With an adapter, or a mix, as in `generate`.
    * @throws ModelError `context-exceeded`, `empty-prompt`, `invalid-token`, `disposed`; whatever `onRows` throws.
    */
   async logits(
     tokens: readonly number[],
     onRows: (start: number, logits: Float32Array) => void | Promise<void>,
+    options: { adapter?: AdapterChoice } = {},
   ): Promise<void> {
     this.#checkUsable();
     const promptIds = this.promptIds(tokens);
     this.#checkLength(promptIds.length, this.contextLength);
-    await new Promise<void>((resolve, reject) => {
-      this.#engine.submit({
-        promptIds,
-        onLogits: onRows,
-        onEnd: (error) => (error === undefined ? resolve() : reject(error)),
+    const adapters = await this.adapters.choose(options.adapter)?.();
+    try {
+      await new Promise<void>((resolve, reject) => {
+        this.#engine.submit({
+          promptIds,
+          adapters,
+          onLogits: onRows,
+          onEnd: (error) => (error === undefined ? resolve() : reject(error)),
+        });
       });
-    });
+    } finally {
+      adapters?.release();
+    }
   }
 
   /**
@@ -274,6 +292,7 @@ export class Qwen3Model {
   async #dispose(): Promise<void> {
     await this.#engine.close(disposedError());
     const { device, plan, kv, matrices } = this.#owned;
+    await this.adapters.dispose();
     plan.dispose();
     kv.dispose();
     for (const matrix of matrices) matrix.dispose();

@@ -1,5 +1,6 @@
 import type { SampleSpec } from "@niwaki/kernels-native";
 import type { ChatMessage } from "@niwaki/tokenizer";
+import type { AdapterChoice } from "./adapters.js";
 import { ModelError } from "./error.js";
 
 /** Where text comes from: raw text (control tokens in it are recognised), token ids, or messages for the file's chat template. */
@@ -43,6 +44,8 @@ export interface GenerateOptions extends SamplingOptions {
   priority?: number;
   /** Who asks: clients get equal shares when there is more to do than time. */
   client?: string;
+  /** The adapter to answer with, by its name, or a mix: `[{ name, scale }]`. None if absent. */
+  adapter?: AdapterChoice;
   /** Prompts share what was computed with prompts of the same salt only. */
   cacheSalt?: string;
   /** For messages: let the model think first (the template's default), or not. */

@@ -1,4 +1,5 @@
 import { equal } from "node:assert/strict";
+import type { AdapterChoice } from "./adapters.js";
 import { type LoadOptions, Qwen3Model } from "./model.js";
 
 /** Logits of every position, [tokens, vocabulary]. */
@@ -11,10 +12,15 @@ export async function allLogits(
   return await collectLogits(model, tokens);
 }
 
-export async function collectLogits(model: Qwen3Model, tokens: readonly number[]): Promise<Float32Array> {
+export async function collectLogits(
+  model: Qwen3Model,
+  tokens: readonly number[],
+  adapter?: AdapterChoice,
+): Promise<Float32Array> {
   const { vocabulary } = model.config;
   const all = new Float32Array(tokens.length * vocabulary);
-  await model.logits(tokens, (start, logits) => all.set(logits, start * vocabulary));
+  const onRows = (start: number, logits: Float32Array) => all.set(logits, start * vocabulary);
+  await model.logits(tokens, onRows, adapter === undefined ? {} : { adapter });
   return all;
 }
 

@@ -31,6 +31,12 @@ export function expectedTensors(c: Qwen3Config): Map<string, readonly number[]> 
   return shapes;
 }
 
+/** Names of the tensors that adapters may touch. */
+export function projections(c: Qwen3Config): string[] {
+  const matrices = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+  return Array.from({ length: c.layers }, (_, i) => matrices.map((name) => `blk.${i}.${name}.weight`)).flat();
+}
+
 /**
  * Everything about a file's tensors that keeps it from running: missing, unexpected (a bias would change every result if it
  * were passed over), of the wrong shape, or of a type that the kernels do not have. Empty when it can run.

@@ -11,7 +11,7 @@ import {
   type ModelFlags,
 } from "../flags.js";
 import { readLines } from "../input.js";
-import { load } from "../load.js";
+import { load, loadAdapters } from "../load.js";
 import { report } from "../report.js";
 
 export function chatCommand(): Command {
@@ -25,7 +25,8 @@ async function chat(flags: ModelFlags & AnswerFlags): Promise<void> {
   const { model } = await load(flags.model, loadOptions(flags));
   try {
     const messages = flags.system === undefined ? [] : [{ role: "system" as const, content: flags.system }];
-    const begin = () => model.chat({ ...generateOptions(flags), messages });
+    const options = { ...generateOptions(flags), ...(await loadAdapters(model, flags.lora)) };
+    const begin = () => model.chat({ ...options, messages });
     const interactive = process.stdin.isTTY && process.stdout.isTTY;
     if (interactive) intro(`${basename(flags.model)} · ${model.contextLength} tokens of context`);
     let conversation = begin();

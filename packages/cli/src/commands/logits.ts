@@ -1,7 +1,8 @@
 import { open, readFile } from "node:fs/promises";
 import { Qwen3Model } from "@niwaki/qwen3-model";
 import { Command } from "commander";
-import { addRunFlags, given, type ModelFlags, wholeNumber } from "../flags.js";
+import { addRunFlags, given, loadOptions, type ModelFlags, wholeNumber } from "../flags.js";
+import { loadAdapters } from "../load.js";
 
 interface LogitsFlags extends Omit<ModelFlags, "model"> {
   tokens: string;
@@ -21,17 +22,18 @@ export function logitsCommand(): Command {
 
 async function logits(path: string, flags: LogitsFlags): Promise<void> {
   const tokens = await readTokens(flags.tokens);
-  const { chunk: chunkSize, threads, tier, kv: kvType } = flags;
   const contextLength = Math.max(1, tokens.length);
   await using model = await Qwen3Model.load(path, {
+    ...loadOptions(flags),
     contextLength,
-    ...given({ chunkSize, threads, tier, kvType }),
+    ...given({ chunkSize: flags.chunk }),
   });
+  const adapters = await loadAdapters(model, flags.lora);
   const out = await open(flags.out, "w");
   try {
-    await model.logits(tokens, async (_, rows) => {
-      await out.writeFile(new Uint8Array(rows.buffer, rows.byteOffset, rows.byteLength));
-    });
+    const onRows = (_: number, rows: Float32Array) =>
+      out.writeFile(new Uint8Array(rows.buffer, rows.byteOffset, rows.byteLength));
+    await model.logits(tokens, onRows, adapters);
   } finally {
     await out.close();
   }

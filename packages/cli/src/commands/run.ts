@@ -10,7 +10,7 @@ import {
   type ModelFlags,
 } from "../flags.js";
 import { readStandardInput } from "../input.js";
-import { load } from "../load.js";
+import { load, loadAdapters } from "../load.js";
 
 interface RunFlags extends ModelFlags, AnswerFlags {
   prompt?: string;
@@ -34,7 +34,8 @@ async function run(flags: RunFlags): Promise<void> {
     const system: ChatMessage[] = flags.system === undefined ? [] : [{ role: "system", content: flags.system }];
     const request = flags.raw ? prompt : [...system, { role: "user" as const, content: prompt }];
     const show = flags.json ? { thinking() {}, answer() {} } : showOnTerminal();
-    const answer = await streamAnswer((signal) => model.generate(request, { ...generateOptions(flags), signal }), show);
+    const options = { ...generateOptions(flags), ...(await loadAdapters(model, flags.lora)) };
+    const answer = await streamAnswer((signal) => model.generate(request, { ...options, signal }), show);
     if (flags.json) {
       console.log(JSON.stringify({ ...answer, secondsToLoad: seconds }));
     } else {

@@ -10,6 +10,7 @@ import {
   type ModelFlags,
 } from "../flags.js";
 import { readLines } from "../input.js";
+import { loadAdapters } from "../load.js";
 import { timeline } from "../timeline.js";
 
 interface TraceFlags extends ModelFlags, AnswerFlags {
@@ -29,12 +30,13 @@ async function trace(flags: TraceFlags): Promise<void> {
   const prompts = flags.prompt ?? (await linesOfInput());
   const steps: StepRecord[] = [];
   await using model = await Qwen3Model.load(flags.model, { ...loadOptions(flags), onStep: (step) => steps.push(step) });
+  const options = { ...generateOptions(flags), ...(await loadAdapters(model, flags.lora)) };
   const counts = await Promise.all(
     prompts.map(async (content) => {
       const system = flags.system === undefined ? [] : [{ role: "system" as const, content: flags.system }];
       let tokens = 0;
       const messages = [...system, { role: "user" as const, content }];
-      for await (const piece of model.generate(messages, generateOptions(flags))) tokens += piece.tokens.length;
+      for await (const piece of model.generate(messages, options)) tokens += piece.tokens.length;
       return tokens;
     }),
   );
