@@ -134,14 +134,15 @@ class TrainingModel {
 
   static Values multiply(const std::vector<Tensor>& matrix, const Values& x) {
     const auto columns = static_cast<size_t>(matrix[0].columns), rows = x.size() / columns;
-    Values y;
-    for (size_t r = 0; r < rows; ++r) {
-      for (const Tensor& tensor : matrix) {
-        for (int64_t o = 0; o < tensor.rows; ++o) {
-          double sum = 0;
-          for (size_t c = 0; c < columns; ++c)
-            sum += static_cast<double>(tensor.weight(o, static_cast<int64_t>(c))) * x[r * columns + c];
-          y.push_back(sum);
+    size_t width = 0, output = 0;
+    for (const Tensor& tensor : matrix) width += static_cast<size_t>(tensor.rows);
+    Values y(rows * width), weights(columns);
+    for (const Tensor& tensor : matrix) {
+      for (int64_t o = 0; o < tensor.rows; ++o, ++output) {
+        for (size_t c = 0; c < columns; ++c)
+          weights[c] = static_cast<double>(tensor.weight(o, static_cast<int64_t>(c)));
+        for (size_t r = 0; r < rows; ++r) {
+          for (size_t c = 0; c < columns; ++c) y[r * width + output] += weights[c] * x[r * columns + c];
         }
       }
     }
