@@ -83,7 +83,7 @@ inline void build_type(const int16_t* quanta, uint8_t* tables) {
 }
 
 void build_tables(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
-  if (tile_rows <= kPlaneRows) return build_planes(bits, quanta, tables, offsets);
+  if (tile_rows <= plane_rows(bits)) return build_planes(bits, quanta, tables, offsets);
   bits == 1 ? build_type<1>(quanta, tables) : build_type<2>(quanta, tables);
 }
 
@@ -248,7 +248,7 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* /*workspace*/) {
   const SignLayout layout = sign_layout(type);
-  if (tile.rows <= kPlaneRows) {
+  if (tile.rows <= plane_rows(layout.bits)) {
     const size_t stride = size_t{2} * static_cast<size_t>(layout.bits) * kPassBytes;
     return multiply_planes(type, weights, blocks, tile, stride, out, out_stride);
   }
