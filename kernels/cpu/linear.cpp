@@ -11,8 +11,8 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows that a thread multiplies at a time for a few rows of the step. For more rows, as many as the
-/// tables read or built for them are worth.
+/// Blocks of rows that a thread multiplies at a time for a few rows of the step. For more rows, as many as
+/// the tables read or built for them are worth.
 constexpr int64_t kFewBlocks = 2;
 constexpr int64_t kFewRows = 3;
 /// Groups of activations that a thread prepares at a time.
