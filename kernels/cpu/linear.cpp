@@ -11,10 +11,10 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows that a thread multiplies at a time for a few rows of the step: one, so that weights are
-/// read as they lie. For more rows, as many as the tables read or built for them are worth.
-constexpr int64_t kFewBlocks = 1;
-constexpr int64_t kFewRows = 8;
+/// Blocks of rows that a thread multiplies at a time for a few rows of the step. For more rows, as many as
+/// the tables read or built for them are worth.
+constexpr int64_t kFewBlocks = 2;
+constexpr int64_t kFewRows = 3;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
 /// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share

@@ -1,22 +1,18 @@
 // The matrix kernels with AVX2: sixteen-entry tables in registers (vpshufb), 32 rows at a time.
 #define NIWAKI_SIMD_AVX2
 #include "cpu/avx2/linear_lanes.h"
+#include "cpu/avx2/planes.h"
 #include "cpu/linear_float.h"
 #include "cpu/quantize.h"
 
 namespace niwaki {
 namespace {
 
-// A table's sums are made non-negative by an offset and split in two planes of bytes, as vpshufb looks up
-// bytes. 64 bytes for each byte column:
-//
-//   low nibble:  low plane 16 | high plane 16       high nibble:  low plane 16 | high plane 16
-//
-// One bit a weight: four columns, sums of the activations whose bit is set, at most 4 * 511 = 2044, eleven
-// bits: five in the low plane (eight look-ups fit a byte), six in the high (four do). Two bits: two columns
-// of -1, 0, 1, 2 times the activation, 0 .. 3066 after the offset, twelve bits: six and six.
+// Q1_0 has the tables of planes.h. Two bits a weight: a nibble is two columns of -1, 0, 1, 2 times the
+// activation, 0
+// .. 3066 after the offset, twelve bits: six in each plane (four look-ups fit a byte).
 template <int kBits>
-constexpr int kLowBits = kBits == 1 ? 5 : 6;
+constexpr int kLowBits = kBits == 1 ? kLowPlaneBits : 6;
 /// Byte columns, of two look-ups each, whose low planes are added in bytes.
 template <int kBits>
 constexpr int kLowRun = kBits == 1 ? 4 : 2;
@@ -24,52 +20,28 @@ constexpr int kLowRun = kBits == 1 ? 4 : 2;
 template <int kBits>
 constexpr int kSumRun = kBits == 1 ? 16 : 8;
 
-template <int kLow>
-inline void store_planes(__m256i sums, uint8_t* table) {
-  const __m256i low = _mm256_and_si256(sums, _mm256_set1_epi16((1 << kLow) - 1));
-  const __m256i planes = _mm256_packus_epi16(low, _mm256_srli_epi16(sums, kLow));
-  _mm256_store_si256(reinterpret_cast<__m256i*>(table), _mm256_permute4x64_epi64(planes, 0xd8));
-}
-
-/// Lanes cost about as much for one row as for sixteen, as much as tables for some ten.
-constexpr int kTableRows = 10;
+/// Lanes cost about as much for one row as for sixteen, as much as tables for some twelve.
+constexpr int kTableRows = 12;
 
 inline int positive(int x) {
   return x > 0 ? x : 0;
 }
 
 void build_tables(int /*tile_rows*/, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+  if (bits == 1) return build_plane_tables(bits, quanta, tables, offsets);
   const __m256i code = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i first = _mm256_sub_epi16(_mm256_and_si256(code, _mm256_set1_epi16(3)), one);
+  const __m256i second = _mm256_sub_epi16(_mm256_srli_epi16(code, 2), one);
   offsets[0] = offsets[1] = 0;
-  if (bits == 1) {
-    __m256i set[4];
-    for (int i = 0; i < 4; ++i) {
-      const __m256i bit = _mm256_set1_epi16(static_cast<int16_t>(1 << i));
-      set[i] = _mm256_cmpeq_epi16(_mm256_and_si256(code, bit), bit);
-    }
-    for (int c = 0; c < kGroupColumns; c += 4) {
-      const int16_t* q = quanta + c;
-      const int negative = positive(-q[0]) + positive(-q[1]) + positive(-q[2]) + positive(-q[3]);
-      __m256i sums = _mm256_set1_epi16(static_cast<int16_t>(negative));
-      for (int i = 0; i < 4; ++i)
-        sums = _mm256_add_epi16(sums, _mm256_and_si256(set[i], _mm256_set1_epi16(q[i])));
-      store_planes<kLowBits<1>>(sums, tables + c / 4 * 32);
-      // sum of +-q = 2 (table sum) - sum of |q|
-      offsets[c / 64] += 2 * negative + q[0] + q[1] + q[2] + q[3];
-    }
-  } else {
-    const __m256i one = _mm256_set1_epi16(1);
-    const __m256i first = _mm256_sub_epi16(_mm256_and_si256(code, _mm256_set1_epi16(3)), one);
-    const __m256i second = _mm256_sub_epi16(_mm256_srli_epi16(code, 2), one);
-    for (int c = 0; c < kGroupColumns; c += 2) {
-      const int16_t* q = quanta + c;
-      const int offset = positive(q[0]) + positive(q[1]) + 2 * (positive(-q[0]) + positive(-q[1]));
-      __m256i sums = _mm256_set1_epi16(static_cast<int16_t>(offset));
-      sums = _mm256_add_epi16(sums, _mm256_mullo_epi16(first, _mm256_set1_epi16(q[0])));
-      sums = _mm256_add_epi16(sums, _mm256_mullo_epi16(second, _mm256_set1_epi16(q[1])));
-      store_planes<kLowBits<2>>(sums, tables + c / 2 * 32);
-      offsets[c / 64] += offset;
-    }
+  for (int c = 0; c < kGroupColumns; c += 2) {
+    const int16_t* q = quanta + c;
+    const int offset = positive(q[0]) + positive(q[1]) + 2 * (positive(-q[0]) + positive(-q[1]));
+    __m256i sums = _mm256_set1_epi16(static_cast<int16_t>(offset));
+    sums = _mm256_add_epi16(sums, _mm256_mullo_epi16(first, _mm256_set1_epi16(q[0])));
+    sums = _mm256_add_epi16(sums, _mm256_mullo_epi16(second, _mm256_set1_epi16(q[1])));
+    store_planes<kLowBits<2>>(sums, tables + c / 2 * 32);
+    offsets[c / 64] += offset;
   }
 }
 

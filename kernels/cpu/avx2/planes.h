@@ -27,6 +27,14 @@ constexpr size_t kPlaneTableBytes = kGroupColumns * 8;
 /// even places.
 constexpr int kColumnOfBit[3][8] = {{}, {0, 1, 2, 3, 4, 5, 6, 7}, {0, 4, 1, 5, 2, 6, 3, 7}};
 
+/// The two planes of a table's sixteen sums.
+template <int kLow>
+inline void store_planes(__m256i sums, uint8_t* table) {
+  const __m256i low = _mm256_and_si256(sums, _mm256_set1_epi16((1 << kLow) - 1));
+  const __m256i planes = _mm256_packus_epi16(low, _mm256_srli_epi16(sums, kLow));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(table), _mm256_permute4x64_epi64(planes, 0xd8));
+}
+
 /// See LinearKernels::build_tables. With S the sums of what the bits choose: Q1_0, sum of weights times
 /// activations = 2 S - offset. Q2_0, of the low and the high bits: = S_low + 2 S_high - offset.
 inline void build_plane_tables(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
@@ -48,9 +56,7 @@ inline void build_plane_tables(int bits, const int16_t* quanta, uint8_t* tables,
     __m256i sums = _mm256_set1_epi16(static_cast<int16_t>(negative));
     for (int i = 0; i < 4; ++i)
       sums = _mm256_add_epi16(sums, _mm256_and_si256(set[i], _mm256_set1_epi16(q[i])));
-    const __m256i low = _mm256_and_si256(sums, _mm256_set1_epi16((1 << kLowPlaneBits) - 1));
-    const __m256i planes = _mm256_packus_epi16(low, _mm256_srli_epi16(sums, kLowPlaneBits));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(tables), _mm256_permute4x64_epi64(planes, 0xd8));
+    store_planes<kLowPlaneBits>(sums, tables);
     tables += 32;
     offsets[c / 64] += (bits + 1) * negative + sum;
   }

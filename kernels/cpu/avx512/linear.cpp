@@ -24,8 +24,10 @@ constexpr int kPassBytes = kFields * kTableBytes;
 constexpr int kShared = 4;
 /// Rows of the step that are multiplied together.
 constexpr int kTileRows = 32;
-/// Rows whose tables of a group stay in the first-level cache from block to block.
+/// Rows whose tables of a group stay in the first-level cache from block to block, and tables of a pass and a
+/// row that do.
 constexpr int kCachedRows = 16;
+constexpr int64_t kCachedPasses = 32;
 
 /// What bit i of every field of a pass stands for, the fields side by side: lanes 2 f and 2 f + 1 are field
 /// f.
@@ -81,7 +83,7 @@ inline void build_type(const int16_t* quanta, uint8_t* tables) {
 }
 
 void build_tables(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
-  if (tile_rows <= kPlaneRows) return build_planes(bits, quanta, tables, offsets);
+  if (tile_rows <= plane_rows(bits)) return build_planes(bits, quanta, tables, offsets);
   bits == 1 ? build_type<1>(quanta, tables) : build_type<2>(quanta, tables);
 }
 
@@ -175,40 +177,54 @@ inline void multiply_block(const __m512i* indices, const float* scales, const ui
   }
 }
 
-/// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
-constexpr int kAhead = 9216;
+/// Blocks that are asked for ahead of their use, in the order of use.
+constexpr int64_t kAheadBlocks = 2;
+
 /// `kPasses` passes are a scale group, of which a group of activations has `kParts`.
+///
+/// So many scale groups are a panel that the tables of all rows, and what a block needs, stay in the
+/// first-level cache while the blocks go by; of a block, a panel is one piece of memory.
 template <int kBits, int kPasses, int kParts>
 void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                    float* out, int64_t out_stride) {
   const int64_t scale_groups = tile.columns / layout.columns;
   const int64_t block_stride = scale_groups * layout.block_bytes();
   constexpr size_t kStride = size_t{2} * kBits * kPassBytes;
+  const int64_t chunk = tile.rows < kCachedRows ? tile.rows : kCachedRows;
+  const int64_t panel = kCachedPasses / (kPasses * chunk) > 1 ? kCachedPasses / (kPasses * chunk) : 1;
   alignas(64) __m512i indices[kPasses * 2 * kFields];
   alignas(64) float scales[kBlockRows];
   for (int t = 0; t < tile.rows; ++t) {
     for (int64_t i = 0; i < blocks * kBlockRows; ++i) out[t * out_stride + i] = 0.0f;
   }
-  for (int64_t g = 0; g < scale_groups; ++g) {
-    const int64_t at = g / kParts * tile.rows;
-    const uint8_t* group_tables = tile.tables[kBits] + static_cast<size_t>(at) * kStride +
-                                  static_cast<size_t>(g % kParts * kPasses) * kPassBytes;
+  for (int64_t first = 0; first < scale_groups; first += panel) {
+    const int64_t groups = scale_groups - first < panel ? scale_groups - first : panel;
     for (int begin = 0; begin < tile.rows; begin += kCachedRows) {
       const int end = tile.rows - begin < kCachedRows ? tile.rows : begin + kCachedRows;
-      for (int64_t b = 0; b < blocks; ++b) {
+      for (int64_t i = 0; i < blocks * groups; ++i) {
+        const int64_t b = i / groups, g = first + i % groups;
         const uint8_t* block = weights + b * block_stride + g * layout.block_bytes();
         if (begin == 0) {
-          for (int i = 0; i < layout.block_bytes(); i += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead + i), _MM_HINT_NTA);
+          // Past the end of a matrix nothing is harmed.
+          const int64_t next = i + kAheadBlocks;
+          const uint8_t* ahead =
+              next < blocks * groups
+                  ? weights + next / groups * block_stride + (first + next % groups) * layout.block_bytes()
+                  : weights + (first + groups + next - blocks * groups) * layout.block_bytes();
+          for (int line = 0; line < layout.block_bytes(); line += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T0);
         }
         for (int pass = 0; pass < kPasses; ++pass)
           build_indices(block + pass * kPassColumns * kBlockRows, indices + pass * 2 * kFields);
-        for (int i = 0; i < kBlockRows; i += kLanes) {
-          const uint8_t* halves = block + layout.byte_columns * kBlockRows + 2 * i;
-          F32x16::load_f16(reinterpret_cast<const uint16_t*>(halves)).store(scales + i);
+        for (int r = 0; r < kBlockRows; r += kLanes) {
+          const uint8_t* halves = block + layout.byte_columns * kBlockRows + 2 * r;
+          F32x16::load_f16(reinterpret_cast<const uint16_t*>(halves)).store(scales + r);
         }
+        const int64_t at = g / kParts * tile.rows;
+        const uint8_t* tables = tile.tables[kBits] + static_cast<size_t>(at) * kStride +
+                                static_cast<size_t>(g % kParts * kPasses) * kPassBytes;
         const auto multiply = [&](auto block_kernel, int t) {
-          block_kernel(indices, scales, group_tables + static_cast<size_t>(t) * kStride, kStride,
+          block_kernel(indices, scales, tables + static_cast<size_t>(t) * kStride, kStride,
                        tile.scales + at + t, out + t * out_stride + b * kBlockRows, out_stride);
         };
         int t = begin;
@@ -232,7 +248,7 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* /*workspace*/) {
   const SignLayout layout = sign_layout(type);
-  if (tile.rows <= kPlaneRows) {
+  if (tile.rows <= plane_rows(layout.bits)) {
     const size_t stride = size_t{2} * static_cast<size_t>(layout.bits) * kPassBytes;
     return multiply_planes(type, weights, blocks, tile, stride, out, out_stride);
   }

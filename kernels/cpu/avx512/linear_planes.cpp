@@ -162,14 +162,11 @@ template <int kBits, int kTables, int kParts>
 void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                    size_t stride, float* out, int64_t out_stride) {
   const auto run = [&](auto multiply) { multiply(layout, weights, blocks, tile, stride, out, out_stride); };
-  switch (tile.rows) {
-    case 1:
-      return run(multiply_rows<kBits, kTables, kParts, 1>);
-    case 2:
-      return run(multiply_rows<kBits, kTables, kParts, 2>);
-    default:
-      return run(multiply_rows<kBits, kTables, kParts, 3>);
+  if constexpr (plane_rows(kBits) >= 3) {
+    if (tile.rows == 3) return run(multiply_rows<kBits, kTables, kParts, 3>);
   }
+  return tile.rows == 2 ? run(multiply_rows<kBits, kTables, kParts, 2>)
+                        : run(multiply_rows<kBits, kTables, kParts, 1>);
 }
 
 }  // namespace

@@ -3,14 +3,17 @@
 
 namespace niwaki {
 
-/// Up to so many rows of the step memory is the limit, and multiply_planes comes closest to it.
-constexpr int kPlaneRows = 3;
+/// Up to so many rows of the step memory is the limit, and multiply_planes comes closest to it. More do not
+/// fit the registers.
+constexpr int plane_rows(int bits) {
+  return bits == 1 ? 3 : 2;
+}
 
-/// See LinearKernels::build_tables, for tiles of up to kPlaneRows rows.
+/// See LinearKernels::build_tables, for tiles of up to plane_rows(bits) rows.
 void build_planes(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
-/// See LinearKernels::multiply_sign, for tiles of up to kPlaneRows rows whose tables are `table_stride` bytes
-/// apart.
+/// See LinearKernels::multiply_sign, for tiles of up to plane_rows(bits) rows whose tables are `table_stride`
+/// bytes apart.
 void multiply_planes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                      size_t table_stride, float* out, int64_t out_stride);
 
