@@ -8,7 +8,16 @@ import { machine } from "../machine.js";
 import { readBound } from "../memory/read-bound.js";
 import { cachedRandomModel, decodedBytes, outputDirectory, type ShapeName, shapeName } from "../models.js";
 import { outliers } from "../statistics.js";
-import { FULL, measureBatch, measureDecode, measureOne, measureRows, QUICK, type Sample } from "./measure.js";
+import {
+  FULL,
+  measureBatch,
+  measureDecode,
+  measureLongKv8,
+  measureOne,
+  measureRows,
+  QUICK,
+  type Sample,
+} from "./measure.js";
 import { type CpuResult, summary } from "./result.js";
 import { chart, showTable } from "./show.js";
 
@@ -55,6 +64,7 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
       const withLong = round === 0 && long.includes(name);
       niwaki.push(await measureOne("niwaki", path, threads, workload, round, withLong));
       nodeLlamaCpp.push(await measureOne("node-llama-cpp", path, threads, workload, round, withLong));
+      if (withLong) niwaki.push(await measureLongKv8(path, threads, round));
       niwaki.push(await measureBatch("niwaki", path, threads, workload, round));
       nodeLlamaCpp.push(await measureBatch("node-llama-cpp", path, threads, workload, round));
     }

@@ -21,7 +21,7 @@ export const MOST_ROWS = 64;
 
 /** One process's figures: tokens a second, but for the time to load. */
 export type Sample = Readonly<Partial<Record<Measure, number>>>;
-export type Measure = "decode" | "prefill" | "batch" | "long" | "load";
+export type Measure = "decode" | "prefill" | "batch" | "long" | "longKv8" | "load";
 
 /** One sequence: decoding after a short prompt, a long prompt, and, if asked for, decoding at a long context. */
 export async function measureOne(
@@ -38,9 +38,7 @@ export async function measureOne(
     { prompts: 1, promptTokens: 16, tokens: decodeTokens, seed: seed + 1 },
     { prompts: 1, promptTokens, tokens: 1, seed: seed + 2 },
   ];
-  // Half of the tokens before the named context, half after it.
-  const longPrompt = LONG_CONTEXT - LONG_TOKENS / 2;
-  if (long) tasks.push({ prompts: 1, promptTokens: longPrompt, tokens: LONG_TOKENS, seed: seed + 3 });
+  if (long) tasks.push(longTask(round));
   const contextTokens = long ? LONG_CONTEXT + LONG_TOKENS : 2 * promptTokens;
   const report = await runJob({ engine, path, threads, sequences: 1, contextTokens, warmUp: true, tasks });
   const [decode, prefill, atLength] = report.timings;
@@ -50,6 +48,28 @@ export async function measureOne(
     prefill: promptTokens / prefill!.firstTokenSeconds,
     ...(atLength === undefined ? {} : { long: atLength.tokensPerSecond! }),
   };
+}
+
+/** Niwaki's decoding at the long context with its keys and values in 8 bits. */
+export async function measureLongKv8(path: string, threads: number, round: number): Promise<Sample> {
+  const contextTokens = LONG_CONTEXT + LONG_TOKENS;
+  const tasks = [longTask(round)];
+  const job = {
+    engine: "niwaki",
+    path,
+    threads,
+    sequences: 1,
+    contextTokens,
+    kvType: "q8",
+    warmUp: true,
+    tasks,
+  } as const;
+  return { longKv8: (await runJob(job)).timings[0]!.tokensPerSecond! };
+}
+
+/** Half of the tokens come before the named context, half after it. */
+function longTask(round: number): Task {
+  return { prompts: 1, promptTokens: LONG_CONTEXT - LONG_TOKENS / 2, tokens: LONG_TOKENS, seed: 10 * round + 3 };
 }
 
 /** Sixteen sequences that decode together after short prompts. */

@@ -28,6 +28,12 @@ it("divides our median by theirs", () => {
   expect(ratioOf(comparison, "load")).toBe(0.5);
 });
 
+it("sets our 8-bit KV beside the peer's float16", () => {
+  const kv8 = { ...comparison, niwaki: [{ longKv8: 60 }], nodeLlamaCpp: [{ long: 15 }] };
+  expect(ratioOf(kv8, "longKv8")).toBe(4);
+  expect(ratioOf(kv8, "long")).toBeUndefined();
+});
+
 it("has no ratio for what was not measured", () => {
   expect(ratioOf(comparison, "long")).toBeUndefined();
 });

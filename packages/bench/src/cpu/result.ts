@@ -36,9 +36,14 @@ export function medianOf(samples: readonly Sample[], measure: Measure): number |
   return values.length === 0 ? undefined : median(values);
 }
 
+/** The peer's median beside ours: its KV is always float16. */
+export function peerMedianOf({ nodeLlamaCpp }: Comparison, measure: Measure): number | undefined {
+  return medianOf(nodeLlamaCpp, measure === "longKv8" ? "long" : measure);
+}
+
 /** Ours over theirs; for loading, which is a time, less is better. */
-export function ratioOf({ niwaki, nodeLlamaCpp }: Comparison, measure: Measure): number | undefined {
-  const [ours, theirs] = [medianOf(niwaki, measure), medianOf(nodeLlamaCpp, measure)];
+export function ratioOf(comparison: Comparison, measure: Measure): number | undefined {
+  const [ours, theirs] = [medianOf(comparison.niwaki, measure), peerMedianOf(comparison, measure)];
   return ours === undefined || theirs === undefined ? undefined : ours / theirs;
 }
 
@@ -47,7 +52,7 @@ export function shareOfBound(result: CpuResult, tokensPerSecond: number, decoded
   return (tokensPerSecond * decodedBytes) / median(result.readBounds);
 }
 
-const MEASURES = ["decode", "prefill", "batch", "long", "load"] as const satisfies Measure[];
+const MEASURES = ["decode", "prefill", "batch", "long", "longKv8", "load"] as const satisfies Measure[];
 
 /** One object for programs: ratios by shape, the medians behind them, and all samples. */
 export function summary(result: CpuResult) {

@@ -2,7 +2,7 @@ import { median } from "../statistics.js";
 import { barPanel, linePanel, svgPicture } from "../svg.js";
 import { printTable } from "../table.js";
 import { BATCH, LONG_CONTEXT, type Measure } from "./measure.js";
-import { type CpuResult, medianOf, ratioOf, shareOfBound } from "./result.js";
+import { type CpuResult, medianOf, peerMedianOf, ratioOf, shareOfBound } from "./result.js";
 
 export function showTable(result: CpuResult): void {
   console.log(result.machine);
@@ -46,12 +46,13 @@ function comparedMeasures(result: CpuResult) {
     prefill: `prompt of ${result.promptTokens}`,
     batch: `${BATCH} together`,
     long: `decode at ${LONG_CONTEXT}`,
+    longKv8: `decode at ${LONG_CONTEXT}, our KV in 8 bits`,
     load: "load",
   };
   return Object.entries(result.comparisons).flatMap(([shape, comparison]) =>
     (Object.keys(names) as Measure[]).flatMap((measure) => {
       const ours = medianOf(comparison.niwaki, measure);
-      const theirs = medianOf(comparison.nodeLlamaCpp, measure);
+      const theirs = peerMedianOf(comparison, measure);
       const ratio = ratioOf(comparison, measure);
       if (ours === undefined || theirs === undefined || ratio === undefined) return [];
       return [{ name: `${shape} ${names[measure]}`, measure, ours, theirs, ratio, comparison }];

@@ -7,6 +7,8 @@ export interface Job {
   readonly sequences: number;
   /** Tokens of context of each. */
   readonly contextTokens: number;
+  /** Number type of Niwaki's KV cache; float16 unless it is given. The peer's is always float16. */
+  readonly kvType?: "f16" | "q8";
   /** Whether a few tokens of every sequence are computed before anything is measured. */
   readonly warmUp: boolean;
   readonly tasks: readonly Task[];
