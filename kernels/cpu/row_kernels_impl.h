@@ -44,11 +44,12 @@ bool norm_rope(float* head, const float* weight, float eps, const float* rope, i
   for (int32_t i = 0; i < half; i += kLanes) {
     const int n = half - i < kLanes ? half - i : kLanes;
     const auto load = [n](const float* p) { return n == kLanes ? F32x16::load(p) : load_first(p, n); };
+    const auto store = [n](const F32x16& v, float* p) { n == kLanes ? v.store(p) : store_first(v, p, n); };
     const F32x16 x = load(head + i) * inverse * load(weight + i);
     const F32x16 y = load(head + half + i) * inverse * load(weight + half + i);
     const F32x16 cos = load(rope + i), sin = load(rope + half + i);
-    store_first(fma(x, cos, negate(y * sin)), head + i, n);
-    store_first(fma(y, cos, x * sin), head + half + i, n);
+    store(fma(x, cos, negate(y * sin)), head + i);
+    store(fma(y, cos, x * sin), head + half + i);
   }
   return is_finite(squares);
 }
