@@ -271,6 +271,13 @@ export class Qwen3Model {
     return this.#engine.statistics();
   }
 
+  /** Bytes of native memory: the repacked weights, the KV cache, and the activations of a step. None of it grows. */
+  memory(): { weights: number; kvCache: number; activations: number } {
+    const { plan, kv, matrices } = this.#owned;
+    const weights = matrices.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    return { weights, kvCache: kv.byteLength, activations: plan.byteLength };
+  }
+
   /**
    * What every block of the KV cache (16 tokens) is doing, for somebody to look at: 0 free, 1 free and cached, 2 held by one
    * answer, 3 held by several.

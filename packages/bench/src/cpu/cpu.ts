@@ -81,7 +81,10 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
     promptTokens: workload.promptTokens,
     readBounds,
     comparisons: Object.fromEntries(
-      compared.map(({ name, model, decodedBytes }) => [name, { model, decodedBytes, ...samples.get(name)! }]),
+      compared.map(({ name, model, decodedBytes, fileBytes }) => [
+        name,
+        { model, decodedBytes, fileBytes, ...samples.get(name)! },
+      ]),
     ),
     alone: Object.fromEntries(
       ternary.map(({ name, model, decodedBytes }) => [
@@ -108,6 +111,7 @@ interface Model<Name> {
   readonly path: string;
   readonly model: string;
   readonly decodedBytes: number;
+  readonly fileBytes: number;
 }
 
 async function model<Name>(name: Name, file: string, shape: RandomModelShape): Promise<Model<Name>> {
@@ -118,6 +122,7 @@ async function model<Name>(name: Name, file: string, shape: RandomModelShape): P
     path,
     model: `random weights, ${shape.type}, ${(bytes / 1e6).toFixed(0)} MB`,
     decodedBytes: await decodedBytes(path),
+    fileBytes: bytes,
   };
 }
 

@@ -19,8 +19,8 @@ export const LONG_CONTEXT = 4096;
 const LONG_TOKENS = 24;
 export const MOST_ROWS = 64;
 
-/** One process's figures: tokens a second, but for the time to load. */
-export type Sample = Readonly<Partial<Record<Measure, number>>>;
+/** One process's figures: tokens a second, but for the time to load and the bytes of weights in memory. */
+export type Sample = Readonly<Partial<Record<Measure | "weightBytes", number>>>;
 export type Measure = "decode" | "prefill" | "batch" | "long" | "longKv8" | "load";
 
 /** One sequence: decoding after a short prompt, a long prompt, and, if asked for, decoding at a long context. */
@@ -44,6 +44,7 @@ export async function measureOne(
   const [decode, prefill, atLength] = report.timings;
   return {
     load: report.loadSeconds,
+    ...(report.weightBytes === null ? {} : { weightBytes: report.weightBytes }),
     decode: decode!.tokensPerSecond!,
     prefill: promptTokens / prefill!.firstTokenSeconds,
     ...(atLength === undefined ? {} : { long: atLength.tokensPerSecond! }),

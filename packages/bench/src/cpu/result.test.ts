@@ -1,10 +1,11 @@
 import { expect, it } from "vitest";
-import { type CpuResult, ratioOf, shareOfBound, summary } from "./result.js";
+import { type CpuResult, packedToFile, ratioOf, shareOfBound, summary } from "./result.js";
 
 const comparison = {
   model: "a model",
   decodedBytes: 2e9,
-  niwaki: [{ decode: 10, load: 1 }, { batch: 64 }, { decode: 14, load: 3 }, { decode: 12, load: 2 }],
+  fileBytes: 4e9,
+  niwaki: [{ decode: 10, load: 1, weightBytes: 3e9 }, { batch: 64 }, { decode: 14, load: 3 }, { decode: 12, load: 2 }],
   nodeLlamaCpp: [{ decode: 3, load: 4 }, { batch: 8 }],
 };
 const result: CpuResult = {
@@ -32,6 +33,10 @@ it("sets our 8-bit KV beside the peer's float16", () => {
   const kv8 = { ...comparison, niwaki: [{ longKv8: 60 }], nodeLlamaCpp: [{ long: 15 }] };
   expect(ratioOf(kv8, "longKv8")).toBe(4);
   expect(ratioOf(kv8, "long")).toBeUndefined();
+});
+
+it("sets the weights in memory beside the file", () => {
+  expect(packedToFile(comparison)).toBe(0.75);
 });
 
 it("has no ratio for what was not measured", () => {

@@ -6,6 +6,7 @@ export interface Comparison {
   readonly model: string;
   /** Bytes of weights that a decoded token reads. */
   readonly decodedBytes: number;
+  readonly fileBytes: number;
   readonly niwaki: readonly Sample[];
   readonly nodeLlamaCpp: readonly Sample[];
 }
@@ -31,7 +32,7 @@ export interface CpuResult {
 }
 
 /** The median of what was measured; undefined where nothing was. */
-export function medianOf(samples: readonly Sample[], measure: Measure): number | undefined {
+export function medianOf(samples: readonly Sample[], measure: keyof Sample): number | undefined {
   const values = samples.map((sample) => sample[measure]).filter((value) => value !== undefined);
   return values.length === 0 ? undefined : median(values);
 }
@@ -45,6 +46,11 @@ export function peerMedianOf({ nodeLlamaCpp }: Comparison, measure: Measure): nu
 export function ratioOf(comparison: Comparison, measure: Measure): number | undefined {
   const [ours, theirs] = [medianOf(comparison.niwaki, measure), peerMedianOf(comparison, measure)];
   return ours === undefined || theirs === undefined ? undefined : ours / theirs;
+}
+
+/** The bytes of Niwaki's repacked weights over those of the file. */
+export function packedToFile({ niwaki, fileBytes }: Comparison): number {
+  return medianOf(niwaki, "weightBytes")! / fileBytes;
 }
 
 /** The share of the bound at which a decoding engine reads its weights. */
@@ -68,6 +74,7 @@ export function summary(result: CpuResult) {
       niwaki: measured((measure) => medianOf(niwaki, measure)),
       nodeLlamaCpp: measured((measure) => medianOf(nodeLlamaCpp, measure)),
     })),
+    packedToFile: each(packedToFile),
     readBound: median(result.readBounds),
     decodeToBound: {
       ...each(({ niwaki, decodedBytes }) => share({ tokensPerSecond: medianOf(niwaki, "decode")!, decodedBytes })),

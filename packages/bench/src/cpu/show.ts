@@ -2,13 +2,17 @@ import { median } from "../statistics.js";
 import { barPanel, linePanel, svgPicture } from "../svg.js";
 import { printTable } from "../table.js";
 import { BATCH, LONG_CONTEXT, type Measure } from "./measure.js";
-import { type CpuResult, medianOf, peerMedianOf, ratioOf, shareOfBound } from "./result.js";
+import { type CpuResult, medianOf, packedToFile, peerMedianOf, ratioOf, shareOfBound } from "./result.js";
 
 export function showTable(result: CpuResult): void {
   console.log(result.machine);
   for (const [name, { model }] of [...Object.entries(result.comparisons), ...Object.entries(result.alone)]) {
     console.log(`${name}: ${model}`);
   }
+  const packed = Object.entries(result.comparisons).map(
+    ([name, comparison]) => `${name} ${packedToFile(comparison).toFixed(3)}×`,
+  );
+  console.log(`repacked weights, of the file's bytes: ${packed.join(", ")}`);
   const bound = `${(median(result.readBounds) / 1e9).toFixed(1)} GB/s`;
   console.log(`${result.threads} threads, medians of ${result.rounds}; reading memory alone: ${bound}`);
   console.log("");

@@ -22,6 +22,7 @@ async function run(job: Job): Promise<Report> {
     loadSeconds,
     peakBytes: peakMemory(),
     kvBytes: engine.kvBytes,
+    weightBytes: engine.weightBytes,
     eventLoopDelayP99: delay.percentile(99) / 1e6,
     timings,
   };

@@ -32,6 +32,8 @@ export interface Report {
   readonly peakBytes: number;
   /** Bytes of KV cache within it, where known. */
   readonly kvBytes: number | null;
+  /** Bytes of weights within it, as the engine keeps them, where known. */
+  readonly weightBytes: number | null;
   /** 99th percentile of the event loop's delay during the tasks, milliseconds. */
   readonly eventLoopDelayP99: number;
   /** One for each task. */
@@ -49,6 +51,7 @@ export interface Timing {
 export interface Engine {
   readonly vocabulary: number;
   readonly kvBytes: number | null;
+  readonly weightBytes: number | null;
   /**
    * Continues all prompts together by exactly `tokens` tokens each, greedily, past any end of turn. `arrived` is called
    * with the index of the prompt for every token.

@@ -1,4 +1,4 @@
-import { kvCacheBytes, Qwen3Model } from "@niwaki/qwen3-model";
+import { Qwen3Model } from "@niwaki/qwen3-model";
 import type { Engine, Job } from "./engine.js";
 
 export async function openNiwaki({ path, threads, sequences, contextTokens, kvType = "f16" }: Job): Promise<Engine> {
@@ -8,7 +8,8 @@ export async function openNiwaki({ path, threads, sequences, contextTokens, kvTy
   const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
   return {
     vocabulary: model.tokenizer.vocabularySize,
-    kvBytes: kvCacheBytes(model.config, kvCacheTokens, kvType),
+    kvBytes: model.memory().kvCache,
+    weightBytes: model.memory().weights,
     async generate(prompts, tokens, arrived) {
       await Promise.all(
         prompts.map(async (prompt, index) => {

@@ -16,6 +16,7 @@ export async function openNodeLlamaCpp({ path, threads, sequences, contextTokens
   return {
     vocabulary: model.fileInfo.metadata.tokenizer.ggml.tokens.length,
     kvBytes: null,
+    weightBytes: null,
     async generate(prompts, tokens, arrived) {
       await Promise.all(
         prompts.map(async (prompt, index) => {

@@ -83,7 +83,7 @@ export async function loadBenchmark(args: string[]): Promise<void> {
 }
 
 type LoadReport = Awaited<ReturnType<typeof loadAndAnswer>>;
-type Measure = Exclude<keyof LoadReport, "kvBytes">;
+type Measure = Exclude<keyof LoadReport, "kvBytes" | "weightBytes">;
 
 async function loadAndAnswer(engine: EngineName, path: string, threads: number) {
   const { timings, ...report }: Report = await runJob({
