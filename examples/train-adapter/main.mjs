@@ -43,13 +43,17 @@ console.log(
   `loss ${losses[0].toFixed(3)} -> ${losses.at(-1).toFixed(3)}; ${values.adapter}/ and ${values.plot} written`,
 );
 
-// Questions that were not among the lessons, without the adapter.
+// Questions that were not among the lessons.
 const model = await Qwen3Model.load(demoModelPath);
-async function ask(content) {
+await model.adapters.load(values.adapter, { name: "rhymes" });
+async function ask(content, adapter) {
   let answer = "";
   const prompt = [{ role: "user", content }];
-  for await (const { text } of model.generate(prompt, { thinking: false, maxTokens: 60 })) answer += text;
+  for await (const { text } of model.generate(prompt, { thinking: false, maxTokens: 60, ...adapter })) answer += text;
   return answer;
 }
-for (const question of heldOut) console.log(`${question} -> ${await ask(question)}`);
+for (const question of heldOut) {
+  const [before, after] = await Promise.all([ask(question, {}), ask(question, { adapter: "rhymes" })]);
+  console.log(`\n${question}\n  before: ${before}\n  after:  ${after}`);
+}
 await model.dispose();

@@ -30,7 +30,7 @@ test("the program trains, and the loss falls", () => {
   assert.ok(Number(last) < Number(first) / 2, output);
   assert.deepEqual(readdirSync(adapter).sort(), ["adapter_config.json", "adapter_model.safetensors"]);
   assert.equal(readFileSync(plot, "utf8").match(/<circle /g).length, 30);
-  assert.match(output, /What is 3 \+ 4\? -> 3 \+ 4 = 7\n/);
+  assert.match(output, /What is 3 \+ 4\?\n {2}before: 3 \+ 4 = 7\n {2}after: /);
 });
 
 test("a plot has a dot for each step", () => {
