@@ -142,7 +142,7 @@ export class AdapterSlots implements Disposable {
   }
 }
 
-/** @internal Checks everything but the targets, which C++ looks up in the plan. */
+/** Checks everything but the targets, which C++ looks up in the plan. */
 export function checkSlotsOptions(options: AdapterSlotsOptions) {
   const { slots, maxRank, type, targets } = checkObject("options", options);
   checkInteger("options.slots", slots, 1, 4096);
