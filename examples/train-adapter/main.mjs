@@ -31,16 +31,18 @@ const bar = new SingleBar(
 );
 bar.start(trainer.steps, 0, { loss: "-", speed: "-" });
 const losses = [];
+const begun = performance.now();
 for await (const { step, loss, tokensPerSecond } of trainer.train()) {
   losses.push(loss);
   bar.update(step, { loss: loss.toFixed(3), speed: Math.round(tokensPerSecond) });
 }
 bar.stop();
+const seconds = ((performance.now() - begun) / 1000).toFixed(1);
 await trainer.save(values.adapter);
 await trainer.dispose();
 await writeFile(values.plot, lossPlot(losses, "Loss of the rhymes adapter on the demo model"));
 console.log(
-  `loss ${losses[0].toFixed(3)} -> ${losses.at(-1).toFixed(3)}; ${values.adapter}/ and ${values.plot} written`,
+  `${seconds} s, loss ${losses[0].toFixed(3)} -> ${losses.at(-1).toFixed(3)}; ${values.adapter}/ and ${values.plot} written`,
 );
 
 // Questions that were not among the lessons.

@@ -20,17 +20,17 @@ test("the lessons are 200 rhymes, none of a question that is asked afterwards", 
   }
 });
 
-test("the program trains, and the loss falls", () => {
+test("the program trains, the loss falls, and the answers change", () => {
   const program = fileURLToPath(new URL("main.mjs", import.meta.url));
   const plot = join(folder, "loss.svg");
   const adapter = join(folder, "adapter");
-  const options = ["--steps", "30", "--adapter", adapter, "--plot", plot];
+  const options = ["--steps", "60", "--adapter", adapter, "--plot", plot];
   const output = execFileSync(process.execPath, [program, ...options], { encoding: "utf8", stdio: "pipe" });
   const [, first, last] = output.match(/loss ([\d.]+) -> ([\d.]+)/);
-  assert.ok(Number(last) < Number(first) / 2, output);
+  assert.ok(Number(last) < Number(first) / 4, output);
   assert.deepEqual(readdirSync(adapter).sort(), ["adapter_config.json", "adapter_model.safetensors"]);
-  assert.equal(readFileSync(plot, "utf8").match(/<circle /g).length, 30);
-  assert.match(output, /What is 3 \+ 4\?\n {2}before: 3 \+ 4 = 7\n {2}after: /);
+  assert.equal(readFileSync(plot, "utf8").match(/<circle /g).length, 60);
+  assert.match(output, /What is 3 \+ 4\?\n {2}before: 3 \+ 4 = 7\n {2}after: {2}Tralala! /);
 });
 
 test("a plot has a dot for each step", () => {
