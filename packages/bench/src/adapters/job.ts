@@ -43,8 +43,8 @@ export interface SwapReport {
   /** An answer of one token after a prompt of one, by an adapter that is in no slot, and by the same again. */
   readonly inactive: readonly number[];
   readonly active: readonly number[];
-  /** The kernels of a step with one row and an adapter. */
-  readonly steps: readonly number[];
-  /** The longest time between two steps of another answer, for each adapter that is loaded into a slot beside it. */
-  readonly pauses: readonly number[];
+  /** A decode step of one request without an adapter. */
+  readonly step: number;
+  /** The longest time from one token to the next of such a request, for each adapter that is loaded into a slot beside it. */
+  readonly beside: readonly number[];
 }

@@ -1,12 +1,13 @@
 import { type LoadOptions, Qwen3Model, type StepRecord } from "@niwaki/qwen3-model";
 import { randomTokens } from "@niwaki/testing";
 import type { AdaptersJob, PairsReport, SwapReport } from "./job.js";
-import { decodeMilliseconds, longestPause } from "./result.js";
+import { decodeMilliseconds, longestInterval } from "./result.js";
 
 const PROMPT_TOKENS = 4;
 /** Requests take whole blocks. */
 const SPARE_TOKENS = 16;
 const CHAT_TOKENS = 1000;
+const STEP_TOKENS = 32;
 
 /** Milliseconds of decode steps without and with adapters, in turn; of several, request i has adapter i mod their number. */
 export async function measurePairs(job: Extract<AdaptersJob, { measure: "pairs" }>): Promise<PairsReport> {
@@ -54,8 +55,7 @@ export async function measureSwaps(job: Extract<AdaptersJob, { measure: "swap" }
   const registering: number[] = [];
   const inactive: number[] = [];
   const active: number[] = [];
-  const kernels: number[] = [];
-  const pauses: number[] = [];
+  const beside: number[] = [];
   for (let i = 0; i < registered - large; i++) await model.adapters.load(job.small, { name: `small ${i}` });
   const names = Array.from({ length: large }, (_, i) => `large ${i}`);
   for (const [i, name] of names.entries()) {
@@ -69,11 +69,12 @@ export async function measureSwaps(job: Extract<AdaptersJob, { measure: "swap" }
     for (const name of names) {
       if (inSlot(name)) throw new Error(`${name} is in a slot already; ${large} adapters share ${slots}`);
       inactive.push(await milliseconds(() => answer([1], 1, name)));
-      steps.length = 0;
       active.push(await milliseconds(() => answer([1], 1, name)));
-      for (const { started, ended } of steps) kernels.push(ended - started);
     }
   }
+  steps.length = 0;
+  await answer([2], STEP_TOKENS);
+  const step = decodeMilliseconds(steps, 1);
   const leave = new AbortController();
   let chatting = true;
   const chat = answer([2], CHAT_TOKENS, undefined, leave.signal).then(() => {
@@ -85,12 +86,12 @@ export async function measureSwaps(job: Extract<AdaptersJob, { measure: "swap" }
     steps.length = 0;
     await answer([1], 1, name);
     if (!chatting) throw new Error(`the chat ended after ${CHAT_TOKENS} tokens, before all adapters were loaded`);
-    pauses.push(longestPause(steps));
+    beside.push(longestInterval(steps));
   }
   leave.abort();
   await chat;
   await model.dispose();
-  return { registering, inactive, active, steps: kernels, pauses };
+  return { registering, inactive, active, step, beside };
 }
 
 /** A model, its steps as they happen, and an answer of exactly so many tokens. */

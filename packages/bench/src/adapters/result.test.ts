@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { type AdaptersResult, decodeMilliseconds, judge, longestPause, swapMilliseconds } from "./result.js";
+import { type AdaptersResult, decodeMilliseconds, judge, longestInterval, swapMilliseconds } from "./result.js";
 import { FULL } from "./workload.js";
 
 const chunk = { request: 0, start: 0, end: 1, sample: true };
@@ -23,14 +23,9 @@ describe("a decode step", () => {
   });
 });
 
-it("the longest pause lies between two steps, not in them", () => {
-  const steps = [
-    { started: 0, ended: 100 },
-    { started: 101, ended: 102 },
-    { started: 109, ended: 200 },
-  ];
-  expect(longestPause(steps)).toBe(7);
-  expect(() => longestPause(steps.slice(0, 1))).toThrow("no pause between 1 steps");
+it("the longest interval is from end to end", () => {
+  expect(longestInterval([{ ended: 100 }, { ended: 102 }, { ended: 200 }, { ended: 209 }])).toBe(98);
+  expect(() => longestInterval([{ ended: 100 }])).toThrow("no interval between 1 steps");
 });
 
 describe("the result", () => {
@@ -38,8 +33,8 @@ describe("the result", () => {
     registering: [200],
     inactive: [60, 80, 100],
     active: [40, 41, 90],
-    steps: [38, 40, 50],
-    pauses: [1, 41, 44],
+    step: 40,
+    beside: [41, 81, 90],
   };
   const result: AdaptersResult = {
     machine: "a machine",

@@ -45,12 +45,12 @@ export function decodeMilliseconds(steps: readonly Step[], requests: number): nu
 }
 
 /**
- * The longest time between the kernels of two steps, in milliseconds.
+ * The longest time from the end of one step to the end of the next, in milliseconds.
  * @throws Error for fewer than two steps
  */
-export function longestPause(steps: readonly Pick<Step, "started" | "ended">[]): number {
-  if (steps.length < 2) throw new Error(`there is no pause between ${steps.length} steps`);
-  return Math.max(...steps.slice(1).map(({ started }, i) => started - steps[i]!.ended));
+export function longestInterval(steps: readonly Pick<Step, "ended">[]): number {
+  if (steps.length < 2) throw new Error(`there is no interval between ${steps.length} steps`);
+  return Math.max(...steps.slice(1).map(({ ended }, i) => ended - steps[i]!.ended));
 }
 
 /** What an adapter costs that is in no slot, in milliseconds: the median over the adapters. */
@@ -73,14 +73,14 @@ export function judge({ f16, i8, together, swap, workload }: AdaptersResult): Ju
     const ratio = median(adapted.map((milliseconds, round) => milliseconds / without[round]!));
     return judged(name, median(adapted), median(without), ratio, target);
   };
-  const step = median(swap.steps);
-  const toStep = (name: string, milliseconds: number) => judged(name, milliseconds, step, milliseconds / step, 1);
+  const toStep = (name: string, milliseconds: number) =>
+    judged(name, milliseconds, swap.step, milliseconds / swap.step, 1);
   const { adapters } = workload;
   return [
     pairs("decode of one request, f16: with / without", f16, 1.12),
     pairs("decode of one request, i8: with / without", i8, 1.07),
     pairs(`${workload.together.requests} requests, ${adapters} adapters, f16: with / without`, together, 1.3),
     toStep("adapter into a slot / decode step", swapMilliseconds(swap)),
-    toStep("pause of another answer meanwhile / decode step", median(swap.pauses)),
+    toStep("another answer later meanwhile / decode step", median(swap.beside) - swap.step),
   ];
 }
