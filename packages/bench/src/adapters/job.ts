@@ -43,8 +43,8 @@ export interface SwapReport {
   /** An answer of one token after a prompt of one, by an adapter that is in no slot, and by the same again. */
   readonly inactive: readonly number[];
   readonly active: readonly number[];
-  /** A decode step of one request without an adapter. */
-  readonly step: number;
+  /** A decode step of one request without an adapter, after each of these. */
+  readonly steps: readonly number[];
   /** The longest time from one token to the next of such a request, for each adapter that is loaded into a slot beside it. */
   readonly beside: readonly number[];
 }

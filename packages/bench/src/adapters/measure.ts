@@ -7,7 +7,7 @@ const PROMPT_TOKENS = 4;
 /** Requests take whole blocks. */
 const SPARE_TOKENS = 16;
 const CHAT_TOKENS = 1000;
-const STEP_TOKENS = 32;
+const STEP_TOKENS = 4;
 
 /** Milliseconds of decode steps without and with adapters, in turn; of several, request i has adapter i mod their number. */
 export async function measurePairs(job: Extract<AdaptersJob, { measure: "pairs" }>): Promise<PairsReport> {
@@ -55,6 +55,7 @@ export async function measureSwaps(job: Extract<AdaptersJob, { measure: "swap" }
   const registering: number[] = [];
   const inactive: number[] = [];
   const active: number[] = [];
+  const plain: number[] = [];
   const beside: number[] = [];
   for (let i = 0; i < registered - large; i++) await model.adapters.load(job.small, { name: `small ${i}` });
   const names = Array.from({ length: large }, (_, i) => `large ${i}`);
@@ -70,11 +71,11 @@ export async function measureSwaps(job: Extract<AdaptersJob, { measure: "swap" }
       if (inSlot(name)) throw new Error(`${name} is in a slot already; ${large} adapters share ${slots}`);
       inactive.push(await milliseconds(() => answer([1], 1, name)));
       active.push(await milliseconds(() => answer([1], 1, name)));
+      steps.length = 0;
+      await answer([1], STEP_TOKENS);
+      plain.push(decodeMilliseconds(steps, 1));
     }
   }
-  steps.length = 0;
-  await answer([2], STEP_TOKENS);
-  const step = decodeMilliseconds(steps, 1);
   const leave = new AbortController();
   let chatting = true;
   const chat = answer([2], CHAT_TOKENS, undefined, leave.signal).then(() => {
@@ -91,7 +92,7 @@ export async function measureSwaps(job: Extract<AdaptersJob, { measure: "swap" }
   leave.abort();
   await chat;
   await model.dispose();
-  return { registering, inactive, active, step, beside };
+  return { registering, inactive, active, steps: plain, beside };
 }
 
 /** A model, its steps as they happen, and an answer of exactly so many tokens. */

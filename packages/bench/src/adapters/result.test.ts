@@ -33,7 +33,7 @@ describe("the result", () => {
     registering: [200],
     inactive: [60, 80, 100],
     active: [40, 41, 90],
-    step: 40,
+    steps: [38, 40, 50],
     beside: [41, 81, 90],
   };
   const result: AdaptersResult = {

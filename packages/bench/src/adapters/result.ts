@@ -73,14 +73,14 @@ export function judge({ f16, i8, together, swap, workload }: AdaptersResult): Ju
     const ratio = median(adapted.map((milliseconds, round) => milliseconds / without[round]!));
     return judged(name, median(adapted), median(without), ratio, target);
   };
-  const toStep = (name: string, milliseconds: number) =>
-    judged(name, milliseconds, swap.step, milliseconds / swap.step, 1);
+  const step = median(swap.steps);
+  const toStep = (name: string, milliseconds: number) => judged(name, milliseconds, step, milliseconds / step, 1);
   const { adapters } = workload;
   return [
     pairs("decode of one request, f16: with / without", f16, 1.12),
     pairs("decode of one request, i8: with / without", i8, 1.07),
     pairs(`${workload.together.requests} requests, ${adapters} adapters, f16: with / without`, together, 1.3),
     toStep("adapter into a slot / decode step", swapMilliseconds(swap)),
-    toStep("another answer later meanwhile / decode step", median(swap.beside) - swap.step),
+    toStep("another answer later meanwhile / decode step", median(swap.beside) - step),
   ];
 }

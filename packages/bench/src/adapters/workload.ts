@@ -10,8 +10,8 @@ export interface Workload {
 }
 
 export const FULL: Workload = {
-  alone: { requests: 1, tokens: 24, rounds: 7 },
-  together: { requests: 16, tokens: 12, rounds: 4 },
+  alone: { requests: 1, tokens: 24, rounds: 9 },
+  together: { requests: 16, tokens: 12, rounds: 5 },
   adapters: 8,
   swap: { registered: 1000, large: 16, slots: 8, rounds: 2 },
 };
