@@ -1,9 +1,11 @@
+import { adaptersBenchmark } from "./adapters/adapters.js";
 import { cpuBenchmark } from "./cpu/cpu.js";
 import { engineBenchmark } from "./engine/engine.js";
 import { loadBenchmark } from "./load/load.js";
 
 /** Each benchmark takes the arguments after its name and says what it measures when it prints. */
 const benchmarks: Record<string, (args: string[]) => Promise<void>> = {
+  adapters: adaptersBenchmark,
   cpu: cpuBenchmark,
   engine: engineBenchmark,
   load: loadBenchmark,
