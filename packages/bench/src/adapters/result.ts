@@ -16,7 +16,7 @@ export interface AdaptersResult {
 }
 
 /** A measured value and the most that it may be. */
-export interface Judged {
+interface Judged {
   readonly name: string;
   /** Milliseconds: what the value compares. */
   readonly of: number;

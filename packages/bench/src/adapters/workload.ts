@@ -11,9 +11,9 @@ export interface Workload {
 
 export const FULL: Workload = {
   alone: { requests: 1, tokens: 24, rounds: 9 },
-  together: { requests: 16, tokens: 12, rounds: 5 },
+  together: { requests: 16, tokens: 12, rounds: 4 },
   adapters: 8,
-  swap: { registered: 1000, large: 16, slots: 8, rounds: 2 },
+  swap: { registered: 1000, large: 16, slots: 8, rounds: 1 },
 };
 
 export const QUICK: Workload = {
