@@ -181,6 +181,8 @@ template <AdapterType kType, int kRanks, int kRows>
 inline void project_tile(const uint8_t* a, int64_t columns, const float* scales, const float* const* x,
                          float* const* t, int rank) {
   const int64_t row_bytes = (columns + kLanes - 1) / kLanes * kLanes * kSlotBytes<kType>;
+  // One row of the step waits for memory; so far ahead its rows of A are asked for.
+  constexpr int64_t kAhead = 1024;
   F32x16 sums[kRanks][kRows];
   for (int k = 0; k < kRanks; ++k) {
     for (int i = 0; i < kRows; ++i) sums[k][i] = F32x16::zero();
@@ -188,7 +190,9 @@ inline void project_tile(const uint8_t* a, int64_t columns, const float* scales,
   int64_t c = 0;
   for (; c + kLanes <= columns; c += kLanes) {
     for (int k = 0; k < kRanks; ++k) {
-      const F32x16 w = load_slot<kType>(a + k * row_bytes + c * kSlotBytes<kType>);
+      const uint8_t* at = a + k * row_bytes + c * kSlotBytes<kType>;
+      if constexpr (kRows == 1) __builtin_prefetch(at + kAhead);
+      const F32x16 w = load_slot<kType>(at);
       for (int i = 0; i < kRows; ++i) sums[k][i] = fma(w, F32x16::load(x[i] + c), sums[k][i]);
     }
   }

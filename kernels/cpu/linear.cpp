@@ -44,7 +44,7 @@ struct Linear::Tile {
   float* padded;   // where they are padded, if they must be
   float* workers;  // worker_floats() for each thread
   int64_t first_row;
-  const RowAdapters* adapters;
+  RowAdapters* adapters;
 };
 
 Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate,
@@ -110,7 +110,7 @@ size_t Linear::scratch_bytes(int threads) const {
 }
 
 int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
-                    int64_t y_stride, std::byte* scratch, const RowAdapters* adapters) const {
+                    int64_t y_stride, std::byte* scratch, RowAdapters* adapters) const {
   const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
   for (int64_t first = 0, count; first < rows; first += count) {
     // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
@@ -148,6 +148,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile
     }
   };
   pool.parallel([&](Worker& worker) {
+    if (tile.adapters != nullptr && tile.first_row == 0) tile.adapters->project(worker);
     if (needs_quanta_ && by_lanes(tile.sign.rows)) {
       // Lanes are written for all rows of a group at once.
       worker.each(groups_, 1, [&](int64_t begin, int64_t end) {

@@ -28,10 +28,10 @@ class Linear {
 
   /// Runs on every thread of the pool, from inside a job. x is [rows, matrix columns], y is [rows,
   /// out_columns()]; strides are in floats, scratch is aligned to 64 bytes. Returns the lowest row whose
-  /// activations are NaN or infinite (y is then unfinished), or -1. `adapters`, unless null, have projected
-  /// x.
+  /// activations are NaN or infinite (y is then unfinished), or -1. `adapters`, unless null, have begun
+  /// this operation.
   int64_t run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
-              std::byte* scratch, const RowAdapters* adapters = nullptr) const;
+              std::byte* scratch, RowAdapters* adapters = nullptr) const;
 
  private:
   struct Tile;

@@ -187,7 +187,7 @@ void CpuPlan::run_op(const LinearOp& op, size_t index) {
   if (rows == 0) return;
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
   RowAdapters& adapters = spec_.buffers[static_cast<size_t>(op.in)].per_output ? output_adapters_ : adapters_;
-  const bool adapted = adapters.project(pool_, index, in.data, in.stride);
+  const bool adapted = adapters.begin(index, in.data, in.stride);
   const int64_t bad = ops_[index].linear->run(pool_, rows, in.data, in.stride, out.data, out.stride,
                                               linear_scratch_, adapted ? &adapters : nullptr);
   require_finite(bad, op.in, index, "activations");

@@ -34,13 +34,14 @@ void RowAdapters::gather(const CpuAdapterSlots* slots, const Step& step, std::sp
   }
 }
 
-bool RowAdapters::project(ThreadPool& pool, size_t op, const float* x, int64_t x_stride) {
+bool RowAdapters::begin(size_t op, const float* x, int64_t x_stride) {
   if (entries_ == 0) return false;
   targets_ = &slots_->of_op(op);
+  x_ = x;
+  x_stride_ = x_stride;
   const auto parts = static_cast<int64_t>(targets_->size());
   // Neighbors in the list read the same rows of x.
   items_.clear();
-  int64_t columns = 0;
   for (size_t slot = 0; slot < rows_of_slot_.size(); ++slot) {
     const std::vector<Row>& rows = rows_of_slot_[slot];
     for (size_t from = 0; from < rows.size(); from += kAdapterRows) {
@@ -48,7 +49,7 @@ bool RowAdapters::project(ThreadPool& pool, size_t op, const float* x, int64_t x
       for (int64_t p = 0; p < parts; ++p) {
         const int32_t target = (*targets_)[static_cast<size_t>(p)];
         if (target < 0) continue;
-        columns = slots_->shapes()[static_cast<size_t>(target)].columns;
+        columns_ = slots_->shapes()[static_cast<size_t>(target)].columns;
         const AdapterPart& part = slots_->part(static_cast<int32_t>(slot), target);
         for (int32_t rank = 0; rank < part.rank; rank += kAdapterRanks)
           items_.push_back({&part, p, rank, rows.data() + from, count});
@@ -56,29 +57,29 @@ bool RowAdapters::project(ThreadPool& pool, size_t op, const float* x, int64_t x
     }
   }
   if (items_.empty()) return false;
-  const int64_t max_rank = slots_->spec().max_rank;
-  t_stride_ = parts * max_rank;
+  t_stride_ = parts * slots_->spec().max_rank;
   if (t_.size() < static_cast<size_t>(entries_ * t_stride_))
     t_.resize(static_cast<size_t>(entries_ * t_stride_));
-
-  const AdapterType type = slots_->spec().type;
-  const int64_t row_bytes = (columns + 15) / 16 * 16 * (type == AdapterType::kF16 ? 2 : 1);
-  const AdapterKernels& kernels = slots_->plan().tier().adapters;
-  pool.parallel([&](Worker& worker) {
-    worker.each(static_cast<int64_t>(items_.size()), 1, [&](int64_t i, int64_t) {
-      const Item& item = items_[static_cast<size_t>(i)];
-      const float* from[kAdapterRows];
-      float* to[kAdapterRows];
-      for (int32_t r = 0; r < item.count; ++r) {
-        from[r] = x + item.rows[r].row * x_stride;
-        to[r] = t_.data() + item.rows[r].entry * t_stride_ + item.part_index * max_rank + item.rank;
-      }
-      kernels.project(type, item.part->a + item.rank * row_bytes, columns,
-                      std::min(kAdapterRanks, item.part->rank - item.rank), item.part->rank_scale + item.rank,
-                      from, item.count, to);
-    });
-  });
   return true;
+}
+
+void RowAdapters::project(Worker& worker) {
+  const AdapterType type = slots_->spec().type;
+  const int64_t max_rank = slots_->spec().max_rank;
+  const int64_t row_bytes = (columns_ + 15) / 16 * 16 * (type == AdapterType::kF16 ? 2 : 1);
+  const AdapterKernels& kernels = slots_->plan().tier().adapters;
+  worker.each(static_cast<int64_t>(items_.size()), 1, [&](int64_t i, int64_t) {
+    const Item& item = items_[static_cast<size_t>(i)];
+    const float* from[kAdapterRows];
+    float* to[kAdapterRows];
+    for (int32_t r = 0; r < item.count; ++r) {
+      from[r] = x_ + item.rows[r].row * x_stride_;
+      to[r] = t_.data() + item.rows[r].entry * t_stride_ + item.part_index * max_rank + item.rank;
+    }
+    kernels.project(type, item.part->a + item.rank * row_bytes, columns_,
+                    std::min(kAdapterRanks, item.part->rank - item.rank), item.part->rank_scale + item.rank,
+                    from, item.count, to);
+  });
 }
 
 namespace {

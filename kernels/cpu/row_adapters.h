@@ -12,8 +12,8 @@ namespace niwaki {
 class CpuAdapterSlots;
 struct AdapterPart;
 
-/// The adapters of the rows of a step: gathered once, then used by every linear operation, which first takes
-/// all rows through A (`project`) and then, as it writes its results, through B (`add`). Rows without an
+/// The adapters of the rows of a step: gathered once, then used by every linear operation, which takes all
+/// rows through A (`project`) while it prepares them, and then, as it writes its results, through B (`add`). Rows without an
 /// adapter appear nowhere.
 class RowAdapters {
  public:
@@ -21,9 +21,12 @@ class RowAdapters {
   /// holds no adapter.
   void gather(const CpuAdapterSlots* slots, const Step& step, std::span<const int32_t> sequences);
 
-  /// For a linear operation of the plan: t = A x of all rows and all parts of the matrix. False if no row has
-  /// an adapter that touches it; `add` must then not be called.
-  bool project(ThreadPool& pool, size_t op, const float* x, int64_t x_stride);
+  /// Begins a linear operation of the plan. False if no row has an adapter that touches it; nothing else must
+  /// then be called.
+  bool begin(size_t op, const float* x, int64_t x_stride);
+
+  /// By every thread of a phase: t = A x of all rows and all parts of the matrix.
+  void project(Worker& worker);
 
   /// Has the memory of B fetched, for what `add` will be called with.
   void prefetch(size_t part, int64_t first, int64_t count, int64_t first_row, int64_t rows) const;
@@ -57,6 +60,8 @@ class RowAdapters {
 
   // Of the operation that runs.
   const std::vector<int32_t>* targets_ = nullptr;
+  const float* x_ = nullptr;
+  int64_t x_stride_ = 0, columns_ = 0;
   int64_t t_stride_ = 0;  // floats of an entry
   std::vector<float> t_;  // [entry][part][max_rank]
   std::vector<Item> items_;
