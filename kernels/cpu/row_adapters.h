@@ -13,8 +13,8 @@ class CpuAdapterSlots;
 struct AdapterPart;
 
 /// The adapters of the rows of a step: gathered once, then used by every linear operation, which takes all
-/// rows through A (`project`) while it prepares them, and then, as it writes its results, through B (`add`). Rows without an
-/// adapter appear nowhere.
+/// rows through A (`project`) while it prepares them, and then, as it writes its results, through B (`add`).
+/// Rows without an adapter appear nowhere.
 class RowAdapters {
  public:
   /// `sequences` has the sequence of each row, ascending. Throws kInvalidArgument if a row wants a slot that
