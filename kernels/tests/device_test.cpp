@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <future>
 #include <numeric>
+#include <thread>
 
 #include "niwaki/error.h"
 #include "tests/check.h"
@@ -68,6 +71,24 @@ bool contains(const std::string& text, const std::string& part) {
   if (!found) std::printf("  \"%s\" is not in \"%s\"\n", part.c_str(), text.c_str());
   return found;
 }
+
+/// Keeps a device busy until it is released.
+class Hold {
+ public:
+  explicit Hold(Device& device) {
+    device.submit([this](ThreadPool&, const std::atomic<bool>&) { released_.wait(false); },
+                  [this](std::exception_ptr) { ended_.set_value(); });
+  }
+  void release() {
+    released_ = true;
+    released_.notify_one();
+    ended_.get_future().wait();
+  }
+
+ private:
+  std::atomic<bool> released_{false};
+  std::promise<void> ended_;
+};
 
 }  // namespace
 
@@ -228,6 +249,22 @@ TEST(jobs_are_cancelled_in_the_queue_and_between_operations) {
     job->cancel();
     CHECK(done.get_future().get());
   }
+}
+
+TEST(a_step_knows_how_long_it_waited_for_others) {
+  const auto device = open(1);
+  const auto plan = device->compile(make_spec(*device, {}));
+  Step step;
+  step.tokens = {1};
+  step.sequences = {{1, 1, {0}}};
+  Hold hold(*device);
+  std::promise<double> held;
+  device->run(plan, step, [&](std::exception_ptr, StepResult result) { held.set_value(result.waited); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  hold.release();
+  const double waited = held.get_future().get();
+  CHECK(waited >= 0.02 && waited < 60);
+  CHECK(run(*device, plan, step).waited < waited);
 }
 
 TEST(the_end_of_a_device_cancels_what_is_queued) {
