@@ -225,6 +225,7 @@ TEST(jobs_are_cancelled_in_the_queue_and_between_operations) {
   std::atomic<int> cancelled{0}, ended{0}, order{0};
   std::atomic<bool> in_order{true};
   std::vector<std::shared_ptr<Job>> jobs;
+  Hold hold(*device);
   for (int i = 0; i < 40; ++i) {
     jobs.push_back(device->run(plan, step, [&, i](std::exception_ptr failure, StepResult) {
       if (order++ != i) in_order = false;
@@ -238,6 +239,7 @@ TEST(jobs_are_cancelled_in_the_queue_and_between_operations) {
     }));
     if (i % 2 == 1) jobs.back()->cancel();
   }
+  hold.release();
   for (int seen; (seen = ended) < 40;) ended.wait(seen);
   CHECK(cancelled == 40 && in_order);
 
