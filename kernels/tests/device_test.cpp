@@ -8,8 +8,8 @@
 #include <numeric>
 #include <thread>
 
-#include "niwaki/error.h"
 #include "tests/check.h"
+#include "tests/errors.h"
 #include "tests/mini_model.h"
 
 using namespace niwaki;
@@ -55,21 +55,6 @@ void advance(Device& device, const std::shared_ptr<Plan>& plan, std::vector<Sequ
 
 std::shared_ptr<Device> open(int threads, const std::string& tier = "") {
   return Device::open({threads, tier});
-}
-
-template <class F>
-std::string message_of(ErrorCode code, F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.code == code ? error.what() : std::string("another code: ") + error.what();
-  }
-  return "no error";
-}
-bool contains(const std::string& text, const std::string& part) {
-  const bool found = text.find(part) != std::string::npos;
-  if (!found) std::printf("  \"%s\" is not in \"%s\"\n", part.c_str(), text.c_str());
-  return found;
 }
 
 /// Keeps a device busy until it is released.
