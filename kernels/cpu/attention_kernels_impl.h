@@ -12,16 +12,19 @@
 namespace niwaki {
 namespace {
 
-constexpr int kGroup = 4;
-/// Sums of sixteen lanes that registers hold beside their operands.
-#if defined(__AVX512F__)
+/// Sums of sixteen lanes that registers hold beside their operands; in plain C++, where registers hold none,
+/// more than one is only more to compile.
+#if defined(NIWAKI_SIMD_AVX512)
 constexpr int kSums = 16;
-#else
+#elif defined(NIWAKI_SIMD_AVX2) || defined(NIWAKI_SIMD_NEON)
 constexpr int kSums = 4;
+#else
+constexpr int kSums = 1;
 #endif
+constexpr int kGroup = kSums < 4 ? kSums : 4;
 /// Vectors of a page at a time: of keys those of a span of 64 tokens, of values those of 128 dimensions, so
 /// that lines are met in the order in which they lie.
-constexpr int kMostKeys = 4, kMostValues = kSums < 8 ? kSums : 8;
+constexpr int kMostKeys = kSums < 4 ? kSums : 4, kMostValues = kSums < 8 ? kSums : 8;
 
 template <int N>
 struct Size {
@@ -45,8 +48,10 @@ inline void with_sizes(int units, int vectors, F&& f) {
   if constexpr (kMost == 8) {
     if (vectors == 8) return with_units<8>(units, f);
   }
-  if (vectors == 4) return with_units<4>(units, f);
-  if (vectors == 2) return with_units<2>(units, f);
+  if constexpr (kMost >= 4) {
+    if (vectors == 4) return with_units<4>(units, f);
+    if (vectors == 2) return with_units<2>(units, f);
+  }
   with_units<1>(units, f);
 }
 

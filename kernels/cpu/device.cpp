@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <fstream>
 #include <new>
 #include <system_error>
@@ -17,6 +18,8 @@
 
 namespace niwaki {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 class CpuJob final : public Job {
  public:
@@ -63,8 +66,8 @@ class CpuDevice final : public Device {
   std::shared_ptr<Job> load(std::vector<MatrixSource> sources, int64_t columns,
                             std::shared_ptr<void> keep_alive, MatrixDone done) override {
     auto job = std::make_shared<CpuJob>();
-    pool_.submit([this, job, sources = std::move(sources), columns, keep_alive = std::move(keep_alive),
-                  done = std::move(done)]() mutable {
+    enqueue([this, job, sources = std::move(sources), columns, keep_alive = std::move(keep_alive),
+             done = std::move(done)]() mutable {
       std::shared_ptr<const Matrix> matrix;
       const std::exception_ptr failure = failure_of([&] {
         start(*job, "the load");
@@ -128,23 +131,24 @@ class CpuDevice final : public Device {
         throw Error(ErrorCode::kInvalidArgument, "step: the adapter slots were made for another plan");
     }
     auto job = std::make_shared<CpuJob>();
-    pool_.submit(
-        [this, job, plan = std::move(cpu_plan), step = std::move(step), done = std::move(done)]() mutable {
-          StepResult result;
-          const std::exception_ptr failure = failure_of([&] {
-            start(*job, "the step");
-            result = plan->run(step, job->cancelled);
-          });
-          plan.reset();
-          step.adapter_slots.reset();
-          done(failure, std::move(result));
-        });
+    enqueue([this, job, submitted = Clock::now(), plan = std::move(cpu_plan), step = std::move(step),
+             done = std::move(done)]() mutable {
+      StepResult result;
+      const std::exception_ptr failure = failure_of([&] {
+        start(*job, "the step");
+        result = plan->run(step, job->cancelled);
+        result.waited = std::chrono::duration<double>(std::max(submitted, free_since_) - submitted).count();
+      });
+      plan.reset();
+      step.adapter_slots.reset();
+      done(failure, std::move(result));
+    });
     return job;
   }
 
   std::shared_ptr<Job> submit(Work work, WorkDone done) override {
     auto job = std::make_shared<CpuJob>();
-    pool_.submit([this, job, work = std::move(work), done = std::move(done)]() mutable {
+    enqueue([this, job, work = std::move(work), done = std::move(done)]() mutable {
       const std::exception_ptr failure = failure_of([&] {
         start(*job, "the work");
         work(pool_, job->cancelled);
@@ -169,12 +173,21 @@ class CpuDevice final : public Device {
     return cpu_slots;
   }
 
+  /// Runs f when all that was queued before has ended.
+  template <class F>
+  void enqueue(F f) {
+    pool_.submit([this, f = std::move(f)]() mutable {
+      f();
+      free_since_ = Clock::now();
+    });
+  }
+
   /// Queues a job; it passes what it does to the function that it gets, which returns the failure if there
   /// was one.
   template <class F>
   std::shared_ptr<Job> submit(const char* what, F f) {
     auto job = std::make_shared<CpuJob>();
-    pool_.submit([this, job, what, f = std::move(f)]() mutable {
+    enqueue([this, job, what, f = std::move(f)]() mutable {
       f([&](auto&& work) {
         return failure_of([&] {
           start(*job, what);
@@ -199,8 +212,10 @@ class CpuDevice final : public Device {
   const std::string tier_name_;
   const std::shared_ptr<const void> identity_ = std::make_shared<char>();
   std::atomic<bool> closing_{false};
-  WeightArena arena_;  // only jobs use it, one after another
-  ThreadPool pool_;    // last: its end runs the jobs that use the above
+  // Only jobs use these, one after another.
+  WeightArena arena_;
+  Clock::time_point free_since_;
+  ThreadPool pool_;  // last: its end runs the jobs that use the above
 };
 
 }  // namespace

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <future>
 #include <numeric>
+#include <thread>
 
-#include "niwaki/error.h"
 #include "tests/check.h"
+#include "tests/errors.h"
 #include "tests/mini_model.h"
 
 using namespace niwaki;
@@ -54,20 +57,23 @@ std::shared_ptr<Device> open(int threads, const std::string& tier = "") {
   return Device::open({threads, tier});
 }
 
-template <class F>
-std::string message_of(ErrorCode code, F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.code == code ? error.what() : std::string("another code: ") + error.what();
+/// Keeps a device busy until it is released.
+class Hold {
+ public:
+  explicit Hold(Device& device) {
+    device.submit([this](ThreadPool&, const std::atomic<bool>&) { released_.wait(false); },
+                  [this](std::exception_ptr) { ended_.set_value(); });
   }
-  return "no error";
-}
-bool contains(const std::string& text, const std::string& part) {
-  const bool found = text.find(part) != std::string::npos;
-  if (!found) std::printf("  \"%s\" is not in \"%s\"\n", part.c_str(), text.c_str());
-  return found;
-}
+  void release() {
+    released_ = true;
+    released_.notify_one();
+    ended_.get_future().wait();
+  }
+
+ private:
+  std::atomic<bool> released_{false};
+  std::promise<void> ended_;
+};
 
 }  // namespace
 
@@ -204,6 +210,7 @@ TEST(jobs_are_cancelled_in_the_queue_and_between_operations) {
   std::atomic<int> cancelled{0}, ended{0}, order{0};
   std::atomic<bool> in_order{true};
   std::vector<std::shared_ptr<Job>> jobs;
+  Hold hold(*device);
   for (int i = 0; i < 40; ++i) {
     jobs.push_back(device->run(plan, step, [&, i](std::exception_ptr failure, StepResult) {
       if (order++ != i) in_order = false;
@@ -217,6 +224,7 @@ TEST(jobs_are_cancelled_in_the_queue_and_between_operations) {
     }));
     if (i % 2 == 1) jobs.back()->cancel();
   }
+  hold.release();
   for (int seen; (seen = ended) < 40;) ended.wait(seen);
   CHECK(cancelled == 40 && in_order);
 
@@ -228,6 +236,22 @@ TEST(jobs_are_cancelled_in_the_queue_and_between_operations) {
     job->cancel();
     CHECK(done.get_future().get());
   }
+}
+
+TEST(a_step_knows_how_long_it_waited_for_others) {
+  const auto device = open(1);
+  const auto plan = device->compile(make_spec(*device, {}));
+  Step step;
+  step.tokens = {1};
+  step.sequences = {{1, 1, {0}}};
+  Hold hold(*device);
+  std::promise<double> held;
+  device->run(plan, step, [&](std::exception_ptr, StepResult result) { held.set_value(result.waited); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  hold.release();
+  const double waited = held.get_future().get();
+  CHECK(waited >= 0.02 && waited < 60);
+  CHECK(run(*device, plan, step).waited < waited);
 }
 
 TEST(the_end_of_a_device_cancels_what_is_queued) {

@@ -68,6 +68,7 @@ struct SampleResult {
 struct StepResult {
   std::vector<SampleResult> samples;  // one per SampleSpec
   std::vector<float> logits;          // [outputs, vocabulary] if want_logits
+  double waited = 0;                  // seconds until the device had done what was submitted before
 };
 
 }  // namespace niwaki

@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { demoModelPath } from "@niwaki/demo-model";
+import { demoAdapterPaths, demoModelPath } from "@niwaki/demo-model";
 import { demoAnswers, fixturePath, goldens, klDivergence } from "@niwaki/testing";
 import { afterAll, describe, expect, it } from "vitest";
 
@@ -134,6 +134,32 @@ describe("niwaki logits", () => {
     writeFileSync(tokens, '["a"]');
     const { code, err } = await niwaki(["logits", demoModelPath, "--tokens", tokens, "--out", join(folder, "x")]);
     expect([code, err]).toEqual([1, `niwaki: ${tokens} must hold a JSON array of numbers, the token ids.\n`]);
+  });
+});
+
+describe("niwaki merge", () => {
+  const merged = join(folder, "merged.gguf");
+
+  it("writes a model that answers as the base with its adapters, and says what was lost", async () => {
+    const golden = goldens().find(({ name }) => name.startsWith("q1-tied"))!;
+    const mix = golden.mix!.of.flatMap(([path, weight]) => ["--lora", `${path}:${weight}`]);
+    const { code, out, err } = await niwaki(["merge", golden.model, ...mix, "-o", merged, "--type", "F16"]);
+    expect([code, out]).toEqual([0, ""]);
+    expect(err).toMatch(/^14 tensors, Q1_0 to F16: changed by .*, written to within .*, 0\.\d+% of the change/);
+    const tokens = join(folder, "merged-tokens.json");
+    writeFileSync(tokens, JSON.stringify(golden.tokens));
+    const logits = join(folder, "merged.f32");
+    await niwaki(["logits", merged, "--tokens", tokens, "--out", logits, "--kv", "f32"]);
+    const ours = new Float32Array(Uint8Array.from(readFileSync(logits)).buffer);
+    expect(klDivergence(golden.mix!.logits, ours, golden.shape[1]).mean).toBeLessThan(1e-5);
+  });
+
+  it("refuses 1-bit weights unless it is told a type", async () => {
+    const flags = ["--lora", demoAdapterPaths.pirate, "-o", join(folder, "refused.gguf")];
+    const { code, err } = await niwaki(["merge", demoModelPath, ...flags]);
+    expect(code).toBe(1);
+    expect(err).toMatch(/^niwaki: blk\.0\.attn_q\.weight: .* a 1-bit weight is one of two values.*name a type/);
+    expect((await niwaki(["merge", demoModelPath, ...flags, "--type", "Q3"])).err).toMatch(/Q3.*F32, F16, BF16/s);
   });
 });
 

@@ -48,12 +48,15 @@ export function addRunFlags(command: Command): Command {
     .addOption(
       new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]),
     )
-    .option(
-      "--lora <path[:scale]>",
-      "a LoRA adapter, a folder of PEFT's or a GGUF; given several times, a mix",
-      (text: string, before: LoraFlag[] | undefined) => [...(before ?? []), loraFlag(text)],
-    )
+    .addOption(loraOption())
     .option("--tier <name>", "kernels for an instruction set: avx512, avx2, neon, portable; the best if absent");
+}
+
+export function loraOption(): Option {
+  return new Option(
+    "--lora <path[:scale]>",
+    "a LoRA adapter, a folder of PEFT's or a GGUF; given several times, a mix",
+  ).argParser((text: string, before: LoraFlag[] | undefined) => [...(before ?? []), loraFlag(text)]);
 }
 
 export function addAnswerFlags(command: Command): Command {

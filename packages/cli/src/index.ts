@@ -3,6 +3,7 @@ import { Command } from "commander";
 import { chatCommand } from "./commands/chat.js";
 import { inspectCommand } from "./commands/inspect.js";
 import { logitsCommand } from "./commands/logits.js";
+import { mergeCommand } from "./commands/merge.js";
 import { runCommand } from "./commands/run.js";
 import { tokenizeCommand } from "./commands/tokenize.js";
 import { traceCommand } from "./commands/trace.js";
@@ -24,6 +25,7 @@ export async function runCli(args: readonly string[]): Promise<void> {
     .addCommand(tokenizeCommand())
     .addCommand(logitsCommand())
     .addCommand(traceCommand())
+    .addCommand(mergeCommand())
     .parseAsync(args, { from: "user" })
     .catch(report);
 }

@@ -1,6 +1,6 @@
 import { checkIsFile, readBytes, withFile } from "./file-bytes.js";
 import { GgufError } from "./gguf-error.js";
-import { type GgufHeader, parseHeader } from "./header.js";
+import { type GgufHeader, metadataStart, parseHeader } from "./header.js";
 import { MoreBytesNeeded } from "./header-cursor.js";
 import type { GgufTensor } from "./tensor-table.js";
 import type { GgufValue } from "./value-type.js";
@@ -22,6 +22,7 @@ export class GgufFile {
   readonly metadata: ReadonlyMap<string, GgufValue>;
   /** All tensors by name, in file order. */
   readonly tensors: ReadonlyMap<string, GgufTensor>;
+  readonly #metadataEnd: number;
 
   private constructor(path: string, byteLength: number, header: GgufHeader) {
     this.path = path;
@@ -29,6 +30,7 @@ export class GgufFile {
     this.version = header.version;
     this.alignment = header.alignment;
     this.metadata = header.metadata;
+    this.#metadataEnd = header.metadataEnd;
     this.tensors = header.tensors;
   }
 
@@ -109,6 +111,12 @@ export class GgufFile {
       `the tensor "${name}" is missing (the file has ${this.tensors.size} others); convert the model again, or use a complete file`,
       { path: this.path, tensor: name },
     );
+  }
+
+  /** Reads the bytes of all metadata, keys, types and values as they stand in the file. */
+  async readMetadata(): Promise<Uint8Array> {
+    const byteLength = this.#metadataEnd - metadataStart;
+    return await withFile(this.path, (file) => readBytes(file, this.path, metadataStart, byteLength));
   }
 
   /** Reads the bytes of the tensor called `name`; `dequantize` makes numbers of them. @throws GgufError `missing-tensor` */

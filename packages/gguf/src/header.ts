@@ -5,11 +5,16 @@ import { isLongValue, parseValues } from "./parsed-values.js";
 import { checkTensors, type GgufTensor } from "./tensor-table.js";
 import type { GgufValue } from "./value-type.js";
 
+/** Bytes of magic, version and counts. */
+export const metadataStart = 24;
+
 /** All that a header says, checked. */
 export interface GgufHeader {
   readonly version: number;
   readonly alignment: number;
   readonly metadata: Map<string, GgufValue>;
+  /** Where the bytes of the metadata end; they begin behind the counts, at {@link metadataStart}. */
+  readonly metadataEnd: number;
   readonly tensors: Map<string, GgufTensor>;
 }
 
@@ -40,6 +45,7 @@ export async function parseHeader(bytes: Uint8Array, fileSize: number, path: str
     version: layout.version,
     alignment: layout.alignment,
     metadata,
+    metadataEnd: layout.tensorsStart,
     tensors: checkTensors(tensors, layout, fileSize, path),
   };
 }

@@ -1,5 +1,8 @@
 // For tests: GGUF files put together byte by byte, so that they can be wrong in any way.
 
+/** Ids of value types, as the specification has them. */
+export const typeIds = { uint8: 0, uint32: 4, float32: 6, bool: 7, string: 8, array: 9, uint64: 10 };
+
 export function u32(value: number): Buffer {
   const bytes = Buffer.alloc(4);
   bytes.writeUInt32LE(value);

@@ -265,6 +265,28 @@ describe("refuses", () => {
   });
 });
 
+describe("metadata of a file", () => {
+  it.each([2, 3])("is copied byte for byte from version %d, with its alignment", async (version) => {
+    const entries = [
+      entry("a", 0, Buffer.from([7])), // a uint8
+      entry("b", 12, Buffer.from(new Float64Array([0.1]).buffer)),
+      entry("c", 9, u32(9), u64(1), u32(4), u64(0)), // an array of an empty array
+      entry("general.alignment", 4, u32(64)),
+      entry("d", 8, text("\ufeff🍁")),
+    ];
+    await writeFile(at("source.gguf"), rawGguf({ version: u32(version), entries }));
+    const source = await GgufFile.open(at("source.gguf"));
+    const data = Buffer.alloc(64, 1).fill(0, 16);
+    const tensors = [tensor({ data: data.subarray(0, 16) })];
+    expect(await written({ metadata: source, tensors })).toEqual(
+      rawGguf({ entries, tensors: [tensorInfo("w", [4], 0, 0)], alignment: 64, data }),
+    );
+    await expect(written({ metadata: source, tensors, alignment: 32 })).rejects.toThrow(
+      'the metadata key "general.alignment" is 64, but the file is aligned to 32',
+    );
+  });
+});
+
 describe("on failure", () => {
   async function* failing() {
     yield new Uint8Array(8);

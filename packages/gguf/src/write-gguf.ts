@@ -1,5 +1,7 @@
 import { unknownType } from "./dequantize.js";
 import { GgufError } from "./gguf-error.js";
+import { GgufFile } from "./gguf-file.js";
+import { metadataStart } from "./header.js";
 import { defaultAlignment } from "./header-layout.js";
 import { alignUp, bytesFor, fillsRoom, q2Layouts, q2TypeId, type TensorType, tensorTypes } from "./tensor-type.js";
 import { type TensorData, writeFileWhole, writeTensorData } from "./whole-file.js";
@@ -19,9 +21,13 @@ const maxAlignment = 2 ** 21;
 
 /** What a GGUF holds. */
 export interface GgufContent {
-  readonly metadata: Readonly<Record<string, WriteValue>>;
+  /** Values by their keys, or a file whose metadata is copied byte for byte. */
+  readonly metadata: Readonly<Record<string, WriteValue>> | GgufFile;
   readonly tensors: readonly TensorToWrite[];
-  /** Bytes that tensor data is aligned to, a power of two; 32 unless given (then `general.alignment` is written as well). */
+  /**
+   * Bytes that tensor data is aligned to, a power of two; unless given, 32 or that of the file whose metadata is copied. Given
+   * with values, `general.alignment` is written as well.
+   */
   readonly alignment?: number;
 }
 
@@ -33,12 +39,15 @@ export interface GgufContent {
  *   type, or data that is not exactly as long as they say; `unwritable` if the file cannot be written
  */
 export async function writeGguf(path: string, content: GgufContent): Promise<void> {
-  const alignment = checkAlignment(content.alignment ?? defaultAlignment);
-  const sizes = content.tensors.map((tensor) => checkTensor(tensor, alignment));
-  const header = encodeHeader(content, alignment, sizes);
+  const { metadata, tensors } = content;
+  const copied = metadata instanceof GgufFile ? metadata.alignment : defaultAlignment;
+  const alignment = checkAlignment(content.alignment ?? copied);
+  const sizes = tensors.map((tensor) => checkTensor(tensor, alignment));
+  const entries = metadata instanceof GgufFile ? await copy(metadata, alignment) : encode(metadata, alignment);
+  const header = encodeHeader(entries, tensors, alignment, sizes);
   await writeFileWhole(path, async (write) => {
     await write(header);
-    for (const [i, tensor] of content.tensors.entries()) {
+    for (const [i, tensor] of tensors.entries()) {
       const subject = `${tensor.type} with the dimensions [${tensor.dims.join(", ")}]`;
       await writeTensorData(write, tensor, sizes[i]!, subject);
       await write(new Uint8Array(alignUp(sizes[i]!, alignment) - sizes[i]!));
@@ -81,18 +90,41 @@ function checkTensor({ name, dims, type }: TensorToWrite, alignment: number): nu
   return byteLength;
 }
 
-function encodeHeader({ metadata, tensors }: GgufContent, alignment: number, sizes: readonly number[]): Uint8Array {
+/** Metadata as it stands in a file. */
+interface Entries {
+  readonly count: number;
+  readonly bytes: readonly Uint8Array[];
+}
+
+function encode(metadata: Readonly<Record<string, WriteValue>>, alignment: number): Entries {
   const { "general.alignment": ownAlignment = alignment, ...rest } = metadata;
-  if (ownAlignment !== alignment) {
-    throw new GgufError(
-      "invalid-argument",
-      `the metadata key "general.alignment" is ${JSON.stringify(ownAlignment)}, but the file is aligned to ${alignment}; ` +
-        "pass the number as `alignment`",
-      { key: "general.alignment" },
-    );
-  }
+  checkOwnAlignment(ownAlignment, alignment);
   const isWritten = alignment !== defaultAlignment || "general.alignment" in metadata;
   const entries = Object.entries<WriteValue>(isWritten ? { "general.alignment": alignment, ...rest } : rest);
+  return { count: entries.length, bytes: entries.map(([key, value]) => encodeEntry(key, value)) };
+}
+
+async function copy(file: GgufFile, alignment: number): Promise<Entries> {
+  checkOwnAlignment(file.alignment, alignment);
+  return { count: file.metadata.size, bytes: [await file.readMetadata()] };
+}
+
+function checkOwnAlignment(ownAlignment: WriteValue, alignment: number): void {
+  if (ownAlignment === alignment) return;
+  throw new GgufError(
+    "invalid-argument",
+    `the metadata key "general.alignment" is ${JSON.stringify(ownAlignment)}, but the file is aligned to ${alignment}; ` +
+      "pass the number as `alignment`",
+    { key: "general.alignment" },
+  );
+}
+
+function encodeHeader(
+  entries: Entries,
+  tensors: readonly TensorToWrite[],
+  alignment: number,
+  sizes: readonly number[],
+): Uint8Array {
   const names = new Set(tensors.map(({ name }) => name));
   if (names.size < tensors.length) {
     const twice = tensors.find(({ name }, i) => tensors.findIndex((other) => other.name === name) < i)!;
@@ -100,18 +132,18 @@ function encodeHeader({ metadata, tensors }: GgufContent, alignment: number, siz
       tensor: twice.name,
     });
   }
-  const start = Buffer.alloc(24);
+  const start = Buffer.alloc(metadataStart);
   start.write("GGUF");
   start.writeUInt32LE(3, 4);
   start.writeBigUInt64LE(BigInt(tensors.length), 8);
-  start.writeBigUInt64LE(BigInt(entries.length), 16);
+  start.writeBigUInt64LE(BigInt(entries.count), 16);
   let offset = 0;
   const infos = tensors.map((tensor, i) => {
     const info = encodeInfo(tensor, offset);
     offset += alignUp(sizes[i]!, alignment);
     return info;
   });
-  const parts = [start, ...entries.map(([key, value]) => encodeEntry(key, value)), ...infos];
+  const parts = [start, ...entries.bytes, ...infos];
   const length = parts.reduce((sum, part) => sum + part.length, 0);
   return Buffer.concat(parts, alignUp(length, alignment));
 }

@@ -16,6 +16,7 @@
 //                                  history..., (token, bias)...
 //   adapters, Float64Array, each   sequence, slot, weight
 //   result, Float64Array, each     token, logprob, number of top tokens, (token, logprob)...
+// A result is an array of it, the logits or null, and the milliseconds that the step waited.
 
 namespace niwaki::node {
 namespace {
@@ -106,10 +107,11 @@ Napi::Value write_logits(Napi::Env env, std::vector<float> logits) {
 class PendingStep final : public PendingJob {
  public:
   Napi::Value result(Napi::Env env) override {
-    auto pair = Napi::Array::New(env, 2);
-    pair.Set(uint32_t{0}, write_samples(env, step.samples));
-    pair.Set(uint32_t{1}, want_logits ? write_logits(env, std::move(step.logits)) : env.Null());
-    return pair;
+    auto parts = Napi::Array::New(env, 3);
+    parts.Set(uint32_t{0}, write_samples(env, step.samples));
+    parts.Set(uint32_t{1}, want_logits ? write_logits(env, std::move(step.logits)) : env.Null());
+    parts.Set(uint32_t{2}, 1000 * step.waited);
+    return parts;
   }
 
   StepResult step;

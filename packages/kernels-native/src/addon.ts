@@ -106,7 +106,7 @@ export interface Addon {
     adapters: Float64Array,
     adapterSlots: Handle<"AdapterSlots"> | null,
     logits: boolean,
-    callback: Callback<[samples: Float64Array, logits: Float32Array | null]>,
+    callback: Callback<[samples: Float64Array, logits: Float32Array | null, waited: number]>,
   ): JobId;
   compileTraining(
     device: Handle<"Device">,

@@ -97,6 +97,16 @@ describe("Plan", () => {
     plan.dispose();
   });
 
+  it("tells when a step began, apart from what the device did before", async () => {
+    const { plan, step } = await slowPlan(device);
+    using model = await TinyModel.load(device, tinyWeights("Q1_0"));
+    const occupied = plan.run(step);
+    const { started } = await model.step([1], 0);
+    const ended = performance.now();
+    expect(ended - started).toBeLessThan(started - (await occupied).started);
+    plan.dispose();
+  });
+
   it("names the operation whose activations are not finite, and works on", async () => {
     const weights = tinyWeights("F32");
     const large = f32Tensor("large", 1, shape.hidden, new Float32Array(shape.hidden).fill(3e38));

@@ -41,13 +41,13 @@ export class Plan implements Disposable {
     const { signal } = checkObject("options", options);
     if (signal !== undefined) checkInstance("options.signal", signal, AbortSignal);
     const { tokens, sequences, outputs, samples, adapters, adapterSlots, logits } = flattenStep(step, this.#limits);
-    const started = performance.now();
-    const result = await this.#jobs.start<[Float64Array, Float32Array | null]>(
+    const submitted = performance.now();
+    const result = await this.#jobs.start<[samples: Float64Array, logits: Float32Array | null, waited: number]>(
       (callback) =>
         addon().runPlan(device, plan, tokens, sequences, outputs, samples, adapters, adapterSlots, logits, callback),
       signal,
     );
-    return { samples: readSamples(result[0]), logits: result[1], started };
+    return { samples: readSamples(result[0]), logits: result[1], started: submitted + result[2] };
   }
 
   /** @internal */

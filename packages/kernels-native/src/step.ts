@@ -81,6 +81,6 @@ export interface StepResult {
   samples: SampleResult[];
   /** `[outputs, vocabulary]`, or null unless asked for. */
   logits: Float32Array | null;
-  /** When the device got the step, checked and laid out: milliseconds of `performance.now()`. */
+  /** When the device had the step, checked and laid out, and all before it was done: milliseconds of `performance.now()`. */
   started: number;
 }

@@ -5,6 +5,7 @@ export { LoraAdapter } from "./lora-adapter.js";
 export { type LoraConfig, loraConfig, type PlannedTarget } from "./lora-config.js";
 export { type LoraMatrix, type LoraTarget, type LoraType, matrixValues, type TargetWeights } from "./lora-target.js";
 export type { FloatWeights } from "./merge.js";
+export { type MergedAdapter, type MergedTensors, mergeIntoModel } from "./merge-model.js";
 export { type LoraModule, loraModules } from "./modules.js";
 export { readAdapter } from "./read-adapter.js";
 export { readGgufAdapter } from "./read-gguf.js";

@@ -39,8 +39,13 @@ export function requantizeMerged(
     data,
     change,
     error,
-    relativeError: change === 0 ? (error === 0 ? 0 : Number.POSITIVE_INFINITY) : error / change,
+    relativeError: relative(error, change),
   };
+}
+
+/** error / change; without a change any error is infinitely large. */
+export function relative(error: number, change: number): number {
+  return change === 0 && error === 0 ? 0 : error / change;
 }
 
 function dequantized(

@@ -5,8 +5,8 @@ import type { StepCost } from "@niwaki/prefill-scheduler";
 export interface StepRecord {
   readonly number: number;
   /**
-   * When its planning began and ended (mostly while the step before ran), when the kernels began and ended, and when it was
-   * settled who goes on.
+   * When its planning began and ended (mostly while the step before ran), when the kernels began and ended (what they did
+   * before, as the load of an adapter, is no part of it), and when it was settled who goes on.
    */
   readonly begun: number;
   readonly planned: number;
@@ -35,7 +35,7 @@ export interface Statistics {
   readonly computedTokens: number;
   readonly generatedTokens: number;
   readonly preemptions: number;
-  /** Milliseconds in the kernels, and those that a step's kernels waited for the engine. */
+  /** Milliseconds in the kernels, and those that a step's kernels waited for the engine or for the load of an adapter. */
   readonly kernelMilliseconds: number;
   readonly overheadMilliseconds: number;
   readonly running: number;
