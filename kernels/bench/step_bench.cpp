@@ -1,5 +1,5 @@
-// Times whole steps of a random model of the 1.7B shape, and the barrier between operations:
-// step_bench [threads] [tier] [layers].
+// Times whole steps of a random model of the 1.7B or 8B shape, and the barrier between operations:
+// step_bench [threads] [tier] [1.7b | 8b] [layers].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -67,12 +67,15 @@ Step make_step(const test::MiniModel& model, int sequences, int rows, int contex
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const std::string tier = argc > 2 ? argv[2] : "";
-  test::MiniModel model{.layers = argc > 3 ? std::atoi(argv[3]) : 28,
-                        .hidden = 2048,
-                        .heads = 16,
+  const bool large = argc > 3 && std::string(argv[3]) == "8b";
+  test::MiniModel model{.layers = argc > 4 ? std::atoi(argv[4])
+                                  : large  ? 36
+                                           : 28,
+                        .hidden = large ? 4096 : 2048,
+                        .heads = large ? 32 : 16,
                         .kv_heads = 8,
                         .head_dim = 128,
-                        .ffn = 6144,
+                        .ffn = large ? 12288 : 6144,
                         .vocabulary = 151'669,
                         .max_rows = 512,
                         .max_outputs = 16,

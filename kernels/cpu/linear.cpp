@@ -11,10 +11,6 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows that a thread multiplies at a time for a few rows of the step. For more rows, as many as
-/// the tables read or built for them are worth.
-constexpr int64_t kFewBlocks = 2;
-constexpr int64_t kFewRows = 3;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
 /// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share
@@ -208,9 +204,9 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
   const size_t listed = swiglu ? 1 : parts.size();
   int64_t blocks = 0;
   for (size_t p = 0; p < listed; ++p) blocks += parts[p].blocks();
-  // Few blocks for many threads: smaller runs.
-  const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1,
-                                            tile.sign.rows > kFewRows ? kRunBlocks : kFewBlocks);
+  // Few blocks for many threads: smaller runs. Else long ones: every change of stream costs, between gate and
+  // up above all.
+  const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1, kRunBlocks);
 
   pool.parallel([&](Worker& worker) {
     float* sums = tile.workers + static_cast<size_t>(worker.index()) * worker_floats();

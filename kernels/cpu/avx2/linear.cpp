@@ -27,6 +27,13 @@ inline int positive(int x) {
   return x > 0 ? x : 0;
 }
 
+/// The two planes of a table's sixteen sums.
+inline void store_planes(__m256i sums, int low_bits, uint8_t* table) {
+  const __m256i low = _mm256_and_si256(sums, _mm256_set1_epi16(static_cast<int16_t>((1 << low_bits) - 1)));
+  const __m256i planes = _mm256_packus_epi16(low, _mm256_srli_epi16(sums, low_bits));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(table), _mm256_permute4x64_epi64(planes, 0xd8));
+}
+
 void build_tables(int /*tile_rows*/, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
   if (bits == 1) return build_plane_tables(bits, quanta, tables, offsets);
   const __m256i code = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -40,7 +47,7 @@ void build_tables(int /*tile_rows*/, int bits, const int16_t* quanta, uint8_t* t
     __m256i sums = _mm256_set1_epi16(static_cast<int16_t>(offset));
     sums = _mm256_add_epi16(sums, _mm256_mullo_epi16(first, _mm256_set1_epi16(q[0])));
     sums = _mm256_add_epi16(sums, _mm256_mullo_epi16(second, _mm256_set1_epi16(q[1])));
-    store_planes<kLowBits<2>>(sums, tables + c / 2 * 32);
+    store_planes(sums, kLowBits<2>, tables + c / 2 * 32);
     offsets[c / 64] += offset;
   }
 }
