@@ -23,10 +23,9 @@ struct AdapterTerm {
 /// Low-rank adapters of the matrices of a plan. As everywhere, a row of the step is computed alone: sums over
 /// columns in 16 lanes as tier.h says, sums over ranks ascending.
 ///
-///   A: [4 ranks][16 columns][4][16]: lanes are columns, the last columns zero padded
-///   B: [16 rows][rank][16]: lanes are rows, the last rows zero padded
-///
-/// where the first of each is one item after another: each matrix is read as one stream.
+///   A: [rank / 4][columns / 16][4][16]: lanes are columns, the last columns zero padded; one stream for the
+///      four ranks of a call
+///   B: [rows / 16][rank][16]: lanes are rows, the last rows zero padded
 struct AdapterKernels {
   /// Raises largest[c] to the magnitude of every value of column c; values are [rows][columns] of kF32, kF16
   /// or kBF16. False if one of them is NaN or infinite.

@@ -169,28 +169,27 @@ void pack_b(AdapterType type, DataType from_type, const uint8_t* from, int rows,
 
 // --- A step
 
-/// Sums of a row of the step by sixteen rows of the tensor, or by four ranks, that stay in registers
-/// together.
+/// Rows of the step that are taken together at most; with one, so many times sixteen rows of the tensor.
 #if defined(NIWAKI_SIMD_AVX512)
 constexpr int kAtOnce = 4;
 #else
 constexpr int kAtOnce = 2;
 #endif
 
-/// Calls f with an Int<n> for so many rows of the step at a time, from row i on.
 template <int kRows>
-struct Int {
-  static constexpr int value = kRows;
+struct Rows {
+  static constexpr int count = kRows;
 };
 
+/// Calls f with the first of some rows of the step and the Rows that it is to take, until all are taken.
 template <class F>
 inline void by_rows(int rows, F&& f) {
   int i = 0;
   if constexpr (kAtOnce == 4) {
-    for (; i + 4 <= rows; i += 4) f(i, Int<4>{});
+    for (; i + 4 <= rows; i += 4) f(i, Rows<4>{});
   }
-  for (; i + 2 <= rows; i += 2) f(i, Int<2>{});
-  if (i < rows) f(i, Int<1>{});
+  for (; i + 2 <= rows; i += 2) f(i, Rows<2>{});
+  if (i < rows) f(i, Rows<1>{});
 }
 
 /// Four rows of A times kRows rows of the step.
@@ -221,7 +220,7 @@ inline void project_tile(const uint8_t* a, int64_t columns, const float* scales,
 void project(AdapterType type, const uint8_t* a, int64_t columns, const float* scales, const float* const* x,
              int rows, float* const* t) {
   by_rows(rows, [&](int i, auto tag) {
-    constexpr int kRows = decltype(tag)::value;
+    constexpr int kRows = decltype(tag)::count;
     type == AdapterType::kF16 ? project_tile<AdapterType::kF16, kRows>(a, columns, scales, x + i, t + i)
                               : project_tile<AdapterType::kI8, kRows>(a, columns, scales, x + i, t + i);
   });
@@ -249,8 +248,7 @@ inline void add_tile(const AdapterTerm* terms, int count, int64_t first, int64_t
     for (int k = 0; k < term.rank; ++k, b += kBytes) {
       for (int n = 0; n < kBlocks; ++n) {
         const F32x16 w = load_slot<kType>(b + n * block_bytes);
-        for (int i = 0; i < kRows; ++i)
-          z[i][n] = fma(w, F32x16::broadcast(t[i][j * t_stride + k]), z[i][n]);
+        for (int i = 0; i < kRows; ++i) z[i][n] = fma(w, F32x16::broadcast(t[i][j * t_stride + k]), z[i][n]);
       }
     }
     const F32x16 weight = F32x16::broadcast(term.weight);
@@ -278,7 +276,7 @@ inline void add_type(const AdapterTerm* terms, int count, int64_t first, int64_t
   const int64_t end = first + blocks;
   for (int64_t begin = first; begin < end; begin += kAtOnce) {
     by_rows(rows, [&](int i, auto tag) {
-      constexpr int kRows = decltype(tag)::value, kBlocks = kAtOnce / kRows;
+      constexpr int kRows = decltype(tag)::count, kBlocks = kAtOnce / kRows;
       const int64_t stop = begin + kAtOnce < end ? begin + kAtOnce : end;
       int64_t block = begin;
       for (; block + kBlocks <= stop; block += kBlocks)

@@ -73,7 +73,8 @@ void RowAdapters::project(Worker& worker) {
     float* to[kAdapterRows];
     for (int32_t r = 0; r < item.count; ++r) {
       from[r] = x_ + item.rows[r].row * x_stride_;
-      to[r] = t_.data() + item.rows[r].entry * t_stride_ + item.part_index * slots_->padded_rank() + item.rank;
+      to[r] =
+          t_.data() + item.rows[r].entry * t_stride_ + item.part_index * slots_->padded_rank() + item.rank;
     }
     kernels.project(type, item.part->a + item.rank * row_bytes, columns_, item.part->rank_scale + item.rank,
                     from, item.count, to);
@@ -97,8 +98,8 @@ void RowAdapters::begin_tile(int64_t first, int64_t count) {
       for (const AdapterUse& use : *group.mix) {
         const AdapterPart& found = slots_->part(use.slot, target);
         touched |= found.rank > 0;
-        terms_.push_back({found.b, found.rank, use.weight, found.scale,
-                          found.scales_rows ? found.row_scale : nullptr});
+        terms_.push_back(
+            {found.b, found.rank, use.weight, found.scale, found.scales_rows ? found.row_scale : nullptr});
       }
       if (!touched) continue;
       for (auto row = begin; row < end; row += kAdapterRows) {
