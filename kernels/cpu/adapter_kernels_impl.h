@@ -202,14 +202,19 @@ inline void project_tile(const uint8_t* a, int64_t columns, const float* scales,
   for (int k = 0; k < kAdapterRanks; ++k) {
     for (int i = 0; i < kRows; ++i) sums[k][i] = F32x16::zero();
   }
-  for (int64_t c = 0; c < columns; c += kLanes, a += kAdapterRanks * kBytes) {
+  int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes, a += kAdapterRanks * kBytes) {
     for (int at = 0; at < kAdapterRanks * kBytes; at += 64) __builtin_prefetch(a + kAhead + at);
-    const int n = lanes_left(columns - c);
-    F32x16 v[kRows];
-    for (int i = 0; i < kRows; ++i) v[i] = n == kLanes ? F32x16::load(x[i] + c) : load_first(x[i] + c, n);
     for (int k = 0; k < kAdapterRanks; ++k) {
       const F32x16 w = load_slot<kType>(a + k * kBytes);
-      for (int i = 0; i < kRows; ++i) sums[k][i] = fma(w, v[i], sums[k][i]);
+      for (int i = 0; i < kRows; ++i) sums[k][i] = fma(w, F32x16::load(x[i] + c), sums[k][i]);
+    }
+  }
+  if (c < columns) {
+    const int n = static_cast<int>(columns - c);
+    for (int k = 0; k < kAdapterRanks; ++k) {
+      const F32x16 w = load_slot<kType>(a + k * kBytes);
+      for (int i = 0; i < kRows; ++i) sums[k][i] = fma(w, load_first(x[i] + c, n), sums[k][i]);
     }
   }
   for (int k = 0; k < kAdapterRanks; ++k) {

@@ -130,6 +130,7 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
     tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
     tile.padded = floats(padded_);
     tile.workers = floats(workers_);
+    tile.first_row = first;
     tile.adapters = adapters;
     if (adapters != nullptr) adapters->begin_tile(first, count);
     const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
