@@ -128,6 +128,7 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
     tile.workers = floats(workers_);
     tile.first_row = first;
     tile.adapters = adapters;
+    if (adapters != nullptr) adapters->begin_tile(first, count);
     const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
     if (bad_row >= 0) return first + bad_row;
     multiply(pool, tile, y + first * y_stride, y_stride);
@@ -244,8 +245,7 @@ void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t block
                            float* out, float* workspace) const {
   const Matrix::Part& part = matrix_.parts()[part_index];
   const int64_t first = first_block * kBlockRows, rows = std::min(blocks * kBlockRows, part.rows - first);
-  if (tile.adapters != nullptr)
-    tile.adapters->prefetch(part_index, first, rows, tile.first_row, tile.sign.rows);
+  if (tile.adapters != nullptr) tile.adapters->prefetch(part_index, first, rows);
   if (is_sign_type(part.type)) {
     kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kSumStride, workspace);
   } else {
@@ -256,8 +256,7 @@ void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t block
       for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
     }
   }
-  if (tile.adapters != nullptr)
-    tile.adapters->add(part_index, first, rows, tile.first_row, tile.sign.rows, out, kSumStride);
+  if (tile.adapters != nullptr) tile.adapters->add(part_index, first, rows, out, kSumStride);
 }
 
 void Linear::write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y,
