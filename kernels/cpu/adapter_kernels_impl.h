@@ -280,6 +280,12 @@ inline void add_type(const AdapterTerm* terms, int count, int64_t first, int64_t
                      const float* const* t, int64_t t_stride, int rows, float* const* y) {
   const int64_t end = first + blocks;
   for (int64_t begin = first; begin < end; begin += kAtOnce) {
+    // By now B lies in the second-level cache: the weights have gone through the first.
+    for (int j = 0; j < count; ++j) {
+      const int64_t bytes = int64_t{terms[j].rank} * kLanes * kSlotBytes<kType>;
+      const uint8_t* next = terms[j].b + (begin + kAtOnce) * bytes;
+      for (int64_t at = 0; at < kAtOnce * bytes; at += 64) __builtin_prefetch(next + at);
+    }
     by_rows(rows, [&](int i, auto tag) {
       constexpr int kRows = decltype(tag)::count, kBlocks = kAtOnce / kRows;
       const int64_t stop = begin + kAtOnce < end ? begin + kAtOnce : end;
