@@ -22,6 +22,11 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
 constexpr int64_t kHidden = 4096, kFfn = 12288, kQkv = 6144;
 constexpr int32_t kMaxRows = 128, kVocabulary = 512;
 
@@ -144,14 +149,21 @@ int main(int argc, char** argv) {
         step.outputs = {0};
         return step;
       };
-      double best[2] = {1e9, 1e9};
-      for (int turn = 0; turn < (c.rows == 1 ? 40 : c.rows > 16 ? 4 : 12); ++turn) {
-        const double begun = now();
-        wait<StepResult>([&](auto done) { device->run(plan, step_with(turn % 2 == 1), done); });
-        best[turn % 2] = std::min(best[turn % 2], now() - begun);
+      // Each ratio is of neighbors in time: the machine's memory is not equally fast for long.
+      std::vector<double> without, with, ratios;
+      for (int pair = 0; pair < (c.rows == 1 ? 80 : c.rows > 16 ? 5 : 15); ++pair) {
+        double seconds[2];
+        for (const bool adapted : {false, true}) {
+          const double begun = now();
+          wait<StepResult>([&](auto done) { device->run(plan, step_with(adapted), done); });
+          seconds[adapted] = now() - begun;
+        }
+        without.push_back(seconds[0]);
+        with.push_back(seconds[1]);
+        ratios.push_back(seconds[1] / seconds[0]);
       }
       std::printf("  %3d rows, %d adapters: %.2f ms without, %.2f ms with: %.3fx\n", c.rows, c.adapters,
-                  best[0] * 1e3, best[1] * 1e3, best[1] / best[0]);
+                  median(without) * 1e3, median(with) * 1e3, median(ratios));
     }
   }
 }

@@ -128,7 +128,7 @@ inline void pack_row(const uint8_t* from, int64_t columns, float inverse, uint8_
   for (int64_t c = 0; c < columns; c += kLanes) {
     F32x16 v = load_values<kFrom>(from + c * kValueBytes<kFrom>, lanes_left(columns - c));
     if constexpr (kType == AdapterType::kI8) v = v * factor;
-    store_slot<kType>(v, to + c * kSlotBytes<kType>);
+    store_slot<kType>(v, to + c * kAdapterRanks * kSlotBytes<kType>);
   }
 }
 
@@ -169,113 +169,139 @@ void pack_b(AdapterType type, DataType from_type, const uint8_t* from, int rows,
 
 // --- A step
 
-/// Rows of a step whose sums stay in registers together.
+/// Rows of the step that are taken together at most; with one, so many times sixteen rows of the tensor.
 #if defined(NIWAKI_SIMD_AVX512)
-constexpr int kRowsAtOnce = 4;
+constexpr int kAtOnce = 4;
 #else
-constexpr int kRowsAtOnce = 2;
+constexpr int kAtOnce = 2;
 #endif
 
-/// kRanks rows of A times kRows rows of the step.
-template <AdapterType kType, int kRanks, int kRows>
+template <int kRows>
+struct Rows {
+  static constexpr int count = kRows;
+};
+
+/// Calls f with the first of some rows of the step and the Rows that it is to take, until all are taken.
+template <class F>
+inline void by_rows(int rows, F&& f) {
+  int i = 0;
+  if constexpr (kAtOnce == 4) {
+    for (; i + 4 <= rows; i += 4) f(i, Rows<4>{});
+  }
+  for (; i + 2 <= rows; i += 2) f(i, Rows<2>{});
+  if (i < rows) f(i, Rows<1>{});
+}
+
+/// Four rows of A times kRows rows of the step.
+template <AdapterType kType, int kRows>
 inline void project_tile(const uint8_t* a, int64_t columns, const float* scales, const float* const* x,
-                         float* const* t, int rank) {
-  const int64_t row_bytes = (columns + kLanes - 1) / kLanes * kLanes * kSlotBytes<kType>;
-  // One row of the step waits for memory; so far ahead its rows of A are asked for.
-  constexpr int64_t kAhead = 1024;
-  F32x16 sums[kRanks][kRows];
-  for (int k = 0; k < kRanks; ++k) {
+                         float* const* t) {
+  // So far ahead A is asked for; past its end comes what is read next, or something harmless.
+  constexpr int kAhead = 4096, kBytes = kLanes * kSlotBytes<kType>;
+  F32x16 sums[kAdapterRanks][kRows];
+  for (int k = 0; k < kAdapterRanks; ++k) {
     for (int i = 0; i < kRows; ++i) sums[k][i] = F32x16::zero();
   }
   int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-    for (int k = 0; k < kRanks; ++k) {
-      const uint8_t* at = a + k * row_bytes + c * kSlotBytes<kType>;
-      if constexpr (kRows == 1) __builtin_prefetch(at + kAhead);
-      const F32x16 w = load_slot<kType>(at);
+  for (; c + kLanes <= columns; c += kLanes, a += kAdapterRanks * kBytes) {
+    for (int at = 0; at < kAdapterRanks * kBytes; at += 64) __builtin_prefetch(a + kAhead + at);
+    for (int k = 0; k < kAdapterRanks; ++k) {
+      const F32x16 w = load_slot<kType>(a + k * kBytes);
       for (int i = 0; i < kRows; ++i) sums[k][i] = fma(w, F32x16::load(x[i] + c), sums[k][i]);
     }
   }
   if (c < columns) {
     const int n = static_cast<int>(columns - c);
-    for (int k = 0; k < kRanks; ++k) {
-      const F32x16 w = load_slot<kType>(a + k * row_bytes + c * kSlotBytes<kType>);
+    for (int k = 0; k < kAdapterRanks; ++k) {
+      const F32x16 w = load_slot<kType>(a + k * kBytes);
       for (int i = 0; i < kRows; ++i) sums[k][i] = fma(w, load_first(x[i] + c, n), sums[k][i]);
     }
   }
-  for (int k = 0; k < kRanks; ++k) {
-    for (int i = 0; i < kRows; ++i) t[i][rank + k] = sum(sums[k][i]) * scales[k];
+  for (int k = 0; k < kAdapterRanks; ++k) {
+    for (int i = 0; i < kRows; ++i) t[i][k] = sum(sums[k][i]) * scales[k];
   }
 }
 
-template <AdapterType kType, int kRanks>
-inline void project_ranks(const uint8_t* a, int64_t columns, const float* scales, const float* const* x,
-                          int rows, float* const* t, int rank) {
-  int i = 0;
-  for (; i + kRowsAtOnce <= rows; i += kRowsAtOnce)
-    project_tile<kType, kRanks, kRowsAtOnce>(a, columns, scales, x + i, t + i, rank);
-  for (; i < rows; ++i) project_tile<kType, kRanks, 1>(a, columns, scales, x + i, t + i, rank);
+void project(AdapterType type, const uint8_t* a, int64_t columns, const float* scales, const float* const* x,
+             int rows, float* const* t) {
+  by_rows(rows, [&](int i, auto tag) {
+    constexpr int kRows = decltype(tag)::count;
+    type == AdapterType::kF16 ? project_tile<AdapterType::kF16, kRows>(a, columns, scales, x + i, t + i)
+                              : project_tile<AdapterType::kI8, kRows>(a, columns, scales, x + i, t + i);
+  });
 }
 
-template <AdapterType kType>
-inline void project_type(const uint8_t* a, int64_t columns, int ranks, const float* scales,
-                         const float* const* x, int rows, float* const* t) {
-  if (ranks == kAdapterRanks) return project_ranks<kType, kAdapterRanks>(a, columns, scales, x, rows, t, 0);
-  const int64_t row_bytes = (columns + kLanes - 1) / kLanes * kLanes * kSlotBytes<kType>;
-  for (int k = 0; k < ranks; ++k)
-    project_ranks<kType, 1>(a + k * row_bytes, columns, scales + k, x, rows, t, k);
-}
-
-void project(AdapterType type, const uint8_t* a, int64_t columns, int ranks, const float* scales,
-             const float* const* x, int rows, float* const* t) {
-  type == AdapterType::kF16 ? project_type<AdapterType::kF16>(a, columns, ranks, scales, x, rows, t)
-                            : project_type<AdapterType::kI8>(a, columns, ranks, scales, x, rows, t);
-}
-
-/// Sixteen rows of the tensor, kRows rows of the step.
-template <AdapterType kType, int kRows>
-inline void add_block(const AdapterTerm* terms, int count, int64_t block, const float* const* t,
-                      int64_t t_stride, float* const* y) {
-  F32x16 bases[kRows], sums[kRows];
-  for (int i = 0; i < kRows; ++i) sums[i] = bases[i] = F32x16::load(y[i] + block * kLanes);
+/// kBlocks times sixteen rows of the tensor, kRows rows of the step; y begins at block `first`.
+template <AdapterType kType, int kRows, int kBlocks>
+inline void add_tile(const AdapterTerm* terms, int count, int64_t first, int64_t block, const float* const* t,
+                     int64_t t_stride, float* const* y) {
+  constexpr int kBytes = kLanes * kSlotBytes<kType>;
+  F32x16 bases[kRows][kBlocks], sums[kRows][kBlocks];
+  for (int i = 0; i < kRows; ++i) {
+    for (int n = 0; n < kBlocks; ++n)
+      sums[i][n] = bases[i][n] = F32x16::load(y[i] + (block - first + n) * kLanes);
+  }
   for (int j = 0; j < count; ++j) {
     const AdapterTerm& term = terms[j];
     if (term.rank == 0) continue;
-    const uint8_t* b = term.b + block * term.rank * kLanes * kSlotBytes<kType>;
-    F32x16 z[kRows];
-    for (int i = 0; i < kRows; ++i) z[i] = F32x16::zero();
-    for (int k = 0; k < term.rank; ++k) {
-      const F32x16 w = load_slot<kType>(b + k * kLanes * kSlotBytes<kType>);
-      for (int i = 0; i < kRows; ++i) z[i] = fma(w, F32x16::broadcast(t[i][j * t_stride + k]), z[i]);
+    const int64_t block_bytes = int64_t{term.rank} * kBytes;
+    const uint8_t* b = term.b + block * block_bytes;
+    F32x16 z[kRows][kBlocks];
+    for (int i = 0; i < kRows; ++i) {
+      for (int n = 0; n < kBlocks; ++n) z[i][n] = F32x16::zero();
     }
-    if (term.row_scale == nullptr) {
-      const F32x16 factor = F32x16::broadcast(term.weight * term.scale);
-      for (int i = 0; i < kRows; ++i) sums[i] = fma(factor, z[i], sums[i]);
-    } else {
-      const F32x16 f = F32x16::load(term.row_scale + block * kLanes);
-      const F32x16 change = f - F32x16::broadcast(1.0f), factor = f * F32x16::broadcast(term.scale);
-      const F32x16 weight = F32x16::broadcast(term.weight);
-      for (int i = 0; i < kRows; ++i) sums[i] = fma(weight, fma(change, bases[i], factor * z[i]), sums[i]);
+    for (int k = 0; k < term.rank; ++k, b += kBytes) {
+      for (int n = 0; n < kBlocks; ++n) {
+        const F32x16 w = load_slot<kType>(b + n * block_bytes);
+        for (int i = 0; i < kRows; ++i) z[i][n] = fma(w, F32x16::broadcast(t[i][j * t_stride + k]), z[i][n]);
+      }
+    }
+    const F32x16 weight = F32x16::broadcast(term.weight);
+    for (int n = 0; n < kBlocks; ++n) {
+      if (term.row_scale == nullptr) {
+        const F32x16 factor = F32x16::broadcast(term.weight * term.scale);
+        for (int i = 0; i < kRows; ++i) sums[i][n] = fma(factor, z[i][n], sums[i][n]);
+      } else {
+        const F32x16 f = F32x16::load(term.row_scale + (block + n) * kLanes);
+        const F32x16 change = f - F32x16::broadcast(1.0f), factor = f * F32x16::broadcast(term.scale);
+        for (int i = 0; i < kRows; ++i)
+          sums[i][n] = fma(weight, fma(change, bases[i][n], factor * z[i][n]), sums[i][n]);
+      }
     }
   }
-  for (int i = 0; i < kRows; ++i) sums[i].store(y[i] + block * kLanes);
+  for (int i = 0; i < kRows; ++i) {
+    for (int n = 0; n < kBlocks; ++n) sums[i][n].store(y[i] + (block - first + n) * kLanes);
+  }
 }
 
+/// Fewer rows of the step take more blocks at a time, so that there are always independent sums.
 template <AdapterType kType>
-inline void add_type(const AdapterTerm* terms, int count, int64_t blocks, const float* const* t,
-                     int64_t t_stride, int rows, float* const* y) {
-  for (int64_t block = 0; block < blocks; ++block) {
-    int i = 0;
-    for (; i + kRowsAtOnce <= rows; i += kRowsAtOnce)
-      add_block<kType, kRowsAtOnce>(terms, count, block, t + i, t_stride, y + i);
-    for (; i < rows; ++i) add_block<kType, 1>(terms, count, block, t + i, t_stride, y + i);
+inline void add_type(const AdapterTerm* terms, int count, int64_t first, int64_t blocks,
+                     const float* const* t, int64_t t_stride, int rows, float* const* y) {
+  const int64_t end = first + blocks;
+  for (int64_t begin = first; begin < end; begin += kAtOnce) {
+    // By now B lies in the second-level cache: the weights have gone through the first.
+    for (int j = 0; j < count; ++j) {
+      const int64_t bytes = int64_t{terms[j].rank} * kLanes * kSlotBytes<kType>;
+      const uint8_t* next = terms[j].b + (begin + kAtOnce) * bytes;
+      for (int64_t at = 0; at < kAtOnce * bytes; at += 64) __builtin_prefetch(next + at);
+    }
+    by_rows(rows, [&](int i, auto tag) {
+      constexpr int kRows = decltype(tag)::count, kBlocks = kAtOnce / kRows;
+      const int64_t stop = begin + kAtOnce < end ? begin + kAtOnce : end;
+      int64_t block = begin;
+      for (; block + kBlocks <= stop; block += kBlocks)
+        add_tile<kType, kRows, kBlocks>(terms, count, first, block, t + i, t_stride, y + i);
+      for (; block < stop; ++block)
+        add_tile<kType, kRows, 1>(terms, count, first, block, t + i, t_stride, y + i);
+    });
   }
 }
 
-void add(AdapterType type, const AdapterTerm* terms, int count, int64_t blocks, const float* const* t,
-         int64_t t_stride, int rows, float* const* y) {
-  type == AdapterType::kF16 ? add_type<AdapterType::kF16>(terms, count, blocks, t, t_stride, rows, y)
-                            : add_type<AdapterType::kI8>(terms, count, blocks, t, t_stride, rows, y);
+void add(AdapterType type, const AdapterTerm* terms, int count, int64_t first, int64_t blocks,
+         const float* const* t, int64_t t_stride, int rows, float* const* y) {
+  type == AdapterType::kF16 ? add_type<AdapterType::kF16>(terms, count, first, blocks, t, t_stride, rows, y)
+                            : add_type<AdapterType::kI8>(terms, count, first, blocks, t, t_stride, rows, y);
 }
 
 float row_norm(const float* w, int64_t columns, const float* a, int64_t a_stride, const float* sb, int rank) {

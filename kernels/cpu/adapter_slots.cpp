@@ -103,7 +103,7 @@ void CpuAdapterSlots::reserve() {
     }
     return offset;
   };
-  const auto rank = static_cast<size_t>(spec_.max_rank);
+  const auto rank = static_cast<size_t>(padded_rank());
   const size_t each = slot_bytes(spec_.type);
   struct Offsets {
     size_t a, b, rank_scale, row_scale;
@@ -336,12 +336,12 @@ void CpuAdapterSlots::pack(ThreadPool& pool, const std::vector<AdapterTarget>& a
                         to.b + static_cast<size_t>(r * columns) * each);
       }
     } else {
-      const auto stride = static_cast<size_t>(padded(columns)) * each;
       for (int64_t k = piece.begin; k < piece.end; ++k, from += row_bytes) {
+        const int64_t lane = k % kAdapterRanks, at = (k - lane) * padded(columns) + lane * 16;
         const float inverse =
             spec_.type == AdapterType::kI8 ? scales[piece.target].a_inverse[static_cast<size_t>(k)] : 1;
         kernels_.pack_a(spec_.type, matrix.type, from, columns, inverse,
-                        to.a + static_cast<size_t>(k) * stride);
+                        to.a + static_cast<size_t>(at) * each);
       }
     }
   });

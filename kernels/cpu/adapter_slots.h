@@ -35,6 +35,8 @@ class CpuAdapterSlots final : public AdapterSlots {
 
   const AdapterSlotsSpec& spec() const override { return spec_; }
   const std::vector<Shape>& shapes() const override { return shapes_; }
+  /// The highest rank, padded.
+  int64_t padded_rank() const { return (spec_.max_rank + kAdapterRanks - 1) / kAdapterRanks * kAdapterRanks; }
   size_t bytes() const override { return memory_.size(); }
   const CpuPlan& plan() const { return *plan_; }
 

@@ -11,6 +11,9 @@
 namespace niwaki {
 namespace {
 
+/// Up to so many rows of the step wait for memory; blocks of rows between which their adapters add.
+constexpr int kFewRows = 3;
+constexpr int64_t kFewBlocks = 2;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
 /// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share
@@ -128,6 +131,7 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
     tile.workers = floats(workers_);
     tile.first_row = first;
     tile.adapters = adapters;
+    if (adapters != nullptr) adapters->begin_tile(first, count);
     const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
     if (bad_row >= 0) return first + bad_row;
     multiply(pool, tile, y + first * y_stride, y_stride);
@@ -242,22 +246,34 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
 /// multiple of 16 rows.
 void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile,
                            float* out, float* workspace) const {
-  const Matrix::Part& part = matrix_.parts()[part_index];
-  const int64_t first = first_block * kBlockRows, rows = std::min(blocks * kBlockRows, part.rows - first);
-  if (tile.adapters != nullptr)
-    tile.adapters->prefetch(part_index, first, rows, tile.first_row, tile.sign.rows);
-  if (is_sign_type(part.type)) {
-    kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kSumStride, workspace);
-  } else {
-    kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows,
-                            padded_columns(part.columns), tile.x, tile.x_stride, tile.sign.rows, out,
-                            kSumStride);
-    for (int t = 0; t < tile.sign.rows; ++t) {
-      for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
-    }
+  if (tile.adapters == nullptr) return multiply_blocks(part_index, first_block, blocks, tile, out, workspace);
+  // A few rows wait for memory: what the adapters add is computed while the weights of the next blocks come.
+  const int64_t piece = tile.sign.rows > kFewRows ? blocks : kFewBlocks;
+  const int64_t part_rows = matrix_.parts()[part_index].rows;
+  for (int64_t block = 0; block < blocks; block += piece, out += piece * kBlockRows) {
+    const int64_t count = std::min(piece, blocks - block), first = (first_block + block) * kBlockRows;
+    const int64_t rows = std::min(count * kBlockRows, part_rows - first);
+    tile.adapters->prefetch(part_index, first, rows);
+    multiply_blocks(part_index, first_block + block, count, tile, out, workspace);
+    tile.adapters->add(part_index, first, rows, out, kSumStride);
   }
-  if (tile.adapters != nullptr)
-    tile.adapters->add(part_index, first, rows, tile.first_row, tile.sign.rows, out, kSumStride);
+}
+
+/// The same of the matrix alone.
+void Linear::multiply_blocks(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile,
+                             float* out, float* workspace) const {
+  const Matrix::Part& part = matrix_.parts()[part_index];
+  if (is_sign_type(part.type)) {
+    return kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kSumStride,
+                                  workspace);
+  }
+  const int64_t rows = std::min(blocks * kBlockRows, part.rows - first_block * kBlockRows);
+  kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows,
+                          padded_columns(part.columns), tile.x, tile.x_stride, tile.sign.rows, out,
+                          kSumStride);
+  for (int t = 0; t < tile.sign.rows; ++t) {
+    for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
+  }
 }
 
 void Linear::write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y,

@@ -44,6 +44,8 @@ class Linear {
   void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const;
   void multiply_part(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
                      float* workspace) const;
+  void multiply_blocks(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
+                       float* workspace) const;
   void write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y,
              int64_t y_stride) const;
 

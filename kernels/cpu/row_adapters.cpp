@@ -57,7 +57,7 @@ bool RowAdapters::begin(size_t op, const float* x, int64_t x_stride) {
     }
   }
   if (items_.empty()) return false;
-  t_stride_ = parts * slots_->spec().max_rank;
+  t_stride_ = parts * slots_->padded_rank();
   if (t_.size() < static_cast<size_t>(entries_ * t_stride_))
     t_.resize(static_cast<size_t>(entries_ * t_stride_));
   return true;
@@ -65,7 +65,6 @@ bool RowAdapters::begin(size_t op, const float* x, int64_t x_stride) {
 
 void RowAdapters::project(Worker& worker) {
   const AdapterType type = slots_->spec().type;
-  const int64_t max_rank = slots_->spec().max_rank;
   const int64_t row_bytes = (columns_ + 15) / 16 * 16 * (type == AdapterType::kF16 ? 2 : 1);
   const AdapterKernels& kernels = slots_->plan().tier().adapters;
   worker.each(static_cast<int64_t>(items_.size()), 1, [&](int64_t i, int64_t) {
@@ -74,71 +73,68 @@ void RowAdapters::project(Worker& worker) {
     float* to[kAdapterRows];
     for (int32_t r = 0; r < item.count; ++r) {
       from[r] = x_ + item.rows[r].row * x_stride_;
-      to[r] = t_.data() + item.rows[r].entry * t_stride_ + item.part_index * max_rank + item.rank;
+      to[r] =
+          t_.data() + item.rows[r].entry * t_stride_ + item.part_index * slots_->padded_rank() + item.rank;
     }
-    kernels.project(type, item.part->a + item.rank * row_bytes, columns_,
-                    std::min(kAdapterRanks, item.part->rank - item.rank), item.part->rank_scale + item.rank,
+    kernels.project(type, item.part->a + item.rank * row_bytes, columns_, item.part->rank_scale + item.rank,
                     from, item.count, to);
   });
 }
 
-namespace {
-
-/// The rows of a group among [first, first + count) of the step.
-template <class Row>
-std::span<const Row> rows_among(const std::vector<Row>& rows, int64_t first, int64_t count) {
+void RowAdapters::begin_tile(int64_t first, int64_t count) {
+  first_row_ = first;
+  terms_.clear();
+  addends_.clear();
   const auto before = [](const Row& r, int64_t row) { return r.row < row; };
-  const auto begin = std::lower_bound(rows.begin(), rows.end(), first, before);
-  return {begin, std::lower_bound(begin, rows.end(), first + count, before)};
-}
-
-}  // namespace
-
-void RowAdapters::prefetch(size_t part, int64_t first, int64_t count, int64_t first_row, int64_t rows) const {
-  const int32_t target = (*targets_)[part];
-  if (target < 0) return;
-  const int64_t each = slots_->spec().type == AdapterType::kF16 ? 2 : 1;
   for (const Group& group : groups_) {
-    if (rows_among(group.rows, first_row, rows).empty()) continue;
-    for (const AdapterUse& use : *group.mix) {
-      const AdapterPart& found = slots_->part(use.slot, target);
-      const uint8_t* b = found.b + first * found.rank * each;
-      for (int64_t at = 0; at < count * found.rank * each; at += 64) __builtin_prefetch(b + at);
+    const auto begin = std::lower_bound(group.rows.begin(), group.rows.end(), first, before);
+    const auto end = std::lower_bound(begin, group.rows.end(), first + count, before);
+    if (begin == end) continue;
+    for (size_t part = 0; part < targets_->size(); ++part) {
+      const int32_t target = (*targets_)[part];
+      if (target < 0) continue;
+      const size_t first_term = terms_.size();
+      bool touched = false;
+      for (const AdapterUse& use : *group.mix) {
+        const AdapterPart& found = slots_->part(use.slot, target);
+        touched |= found.rank > 0;
+        terms_.push_back(
+            {found.b, found.rank, use.weight, found.scale, found.scales_rows ? found.row_scale : nullptr});
+      }
+      if (!touched) continue;
+      for (auto row = begin; row < end; row += kAdapterRows) {
+        const auto some = static_cast<int>(std::min<int64_t>(kAdapterRows, end - row));
+        addends_.push_back({part, first_term, static_cast<int>(group.mix->size()), &*row, some});
+      }
     }
   }
 }
 
-void RowAdapters::add(size_t part, int64_t first, int64_t count, int64_t first_row, int64_t rows, float* y,
-                      int64_t y_stride) const {
-  const int32_t target = (*targets_)[part];
-  if (target < 0) return;
-  const AdapterType type = slots_->spec().type;
-  const int64_t each = type == AdapterType::kF16 ? 2 : 1, max_rank = slots_->spec().max_rank;
+void RowAdapters::prefetch(size_t part, int64_t first, int64_t count) const {
+  const int64_t each = slots_->spec().type == AdapterType::kF16 ? 2 : 1;
+  for (const Addend& addend : addends_) {
+    if (addend.part != part) continue;
+    for (int j = 0; j < addend.terms; ++j) {
+      const AdapterTerm& term = terms_[addend.first_term + static_cast<size_t>(j)];
+      const uint8_t* b = term.b + first * term.rank * each;
+      for (int64_t at = 0; at < count * term.rank * each; at += 64) __builtin_prefetch(b + at);
+    }
+  }
+}
+
+void RowAdapters::add(size_t part, int64_t first, int64_t count, float* y, int64_t y_stride) const {
   const AdapterKernels& kernels = slots_->plan().tier().adapters;
-  for (const Group& group : groups_) {
-    const std::span<const Row> here = rows_among(group.rows, first_row, rows);
-    if (here.empty()) continue;
-    AdapterTerm terms[kMaxMix];
-    int count_of_terms = 0;
-    bool touched = false;
-    for (const AdapterUse& use : *group.mix) {
-      const AdapterPart& found = slots_->part(use.slot, target);
-      touched |= found.rank > 0;
-      terms[count_of_terms++] = {found.b + first * found.rank * each, found.rank, use.weight, found.scale,
-                                 found.scales_rows ? found.row_scale + first : nullptr};
+  const float* t_of_part = t_.data() + static_cast<int64_t>(part) * slots_->padded_rank();
+  for (const Addend& addend : addends_) {
+    if (addend.part != part) continue;
+    const float* t[kAdapterRows];
+    float* to[kAdapterRows];
+    for (int i = 0; i < addend.count; ++i) {
+      t[i] = t_of_part + addend.rows[i].entry * t_stride_;
+      to[i] = y + (addend.rows[i].row - first_row_) * y_stride;
     }
-    if (!touched) continue;
-    for (size_t from = 0; from < here.size(); from += kAdapterRows) {
-      const auto some = static_cast<int>(std::min<size_t>(kAdapterRows, here.size() - from));
-      const float* t[kAdapterRows];
-      float* to[kAdapterRows];
-      for (int i = 0; i < some; ++i) {
-        const Row& row = here[from + static_cast<size_t>(i)];
-        t[i] = t_.data() + row.entry * t_stride_ + static_cast<int64_t>(part) * max_rank;
-        to[i] = y + (row.row - first_row) * y_stride;
-      }
-      kernels.add(type, terms, count_of_terms, (count + 15) / 16, t, t_stride_, some, to);
-    }
+    kernels.add(slots_->spec().type, terms_.data() + addend.first_term, addend.terms, first / 16,
+                (count + 15) / 16, t, t_stride_, addend.count, to);
   }
 }
 

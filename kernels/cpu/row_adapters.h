@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/adapter_kernels.h"
 #include "cpu/thread_pool.h"
 #include "niwaki/step.h"
 
@@ -28,13 +29,15 @@ class RowAdapters {
   /// By every thread of a phase: t = A x of all rows and all parts of the matrix.
   void project(Worker& worker);
 
-  /// Has the memory of B fetched, for what `add` will be called with.
-  void prefetch(size_t part, int64_t first, int64_t count, int64_t first_row, int64_t rows) const;
+  /// Begins a tile of the operation: rows [first, first + count) of the step.
+  void begin_tile(int64_t first, int64_t count);
 
-  /// y += what the adapters of rows [first_row, first_row + rows) of the step add to `count` rows of a part
-  /// of the matrix from `first` (a multiple of 16) on. y has base = W x, to a multiple of 16 values.
-  void add(size_t part, int64_t first, int64_t count, int64_t first_row, int64_t rows, float* y,
-           int64_t y_stride) const;
+  /// Has the memory of B fetched, for what `add` will be called with.
+  void prefetch(size_t part, int64_t first, int64_t count) const;
+
+  /// y += what the adapters of the tile's rows add to `count` rows of a part of the matrix from `first` (a
+  /// multiple of 16) on. y has base = W x, to a multiple of 16 values.
+  void add(size_t part, int64_t first, int64_t count, float* y, int64_t y_stride) const;
 
  private:
   struct Row {
@@ -52,6 +55,13 @@ class RowAdapters {
     const Row* rows;
     int32_t count;
   };
+  struct Addend {  // of `add`: rows of the tile with the same mix
+    size_t part;
+    size_t first_term;
+    int terms;
+    const Row* rows;
+    int count;
+  };
 
   const CpuAdapterSlots* slots_ = nullptr;
   std::vector<Group> groups_;
@@ -63,8 +73,11 @@ class RowAdapters {
   const float* x_ = nullptr;
   int64_t x_stride_ = 0, columns_ = 0;
   int64_t t_stride_ = 0;  // floats of an entry
-  std::vector<float> t_;  // [entry][part][max_rank]
+  std::vector<float> t_;  // [entry][part][padded rank]
   std::vector<Item> items_;
+  int64_t first_row_ = 0;  // of the tile
+  std::vector<AdapterTerm> terms_;
+  std::vector<Addend> addends_;
 };
 
 }  // namespace niwaki
