@@ -18,7 +18,8 @@ if (benchmark === undefined) {
   process.exitCode = 2;
 } else {
   benchmark(args).catch((error: unknown) => {
-    console.error(error);
-    process.exitCode = 1;
+    const misused = error instanceof Error && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS_");
+    console.error(misused ? `${name}: ${error.message}` : error);
+    process.exitCode = misused ? 2 : 1;
   });
 }

@@ -5,14 +5,14 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { type RandomModelShape, shapes } from "@niwaki/testing";
 import { machine } from "../machine.js";
-import { readBound } from "../memory/read-bound.js";
 import { cachedRandomModel, decodedBytes, outputDirectory, type ShapeName, shapeName } from "../models.js";
 import { outliers } from "../statistics.js";
 import {
+  type BoundSample,
   FULL,
+  measureAgainstBound,
   measureBatch,
-  measureDecode,
-  measureLongKv8,
+  measureLong,
   measureOne,
   measureRows,
   QUICK,
@@ -52,23 +52,26 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
     ternary.push(await model(`${ALONE} ${type}`, `${ALONE}-${type}`, { ...shapes[ALONE], type }));
   }
 
-  const readBounds: number[] = [];
   const samples = new Map(compared.map(({ name }) => [name, { niwaki: [] as Sample[], nodeLlamaCpp: [] as Sample[] }]));
-  const alone = new Map(ternary.map(({ name }) => [name, [] as number[]]));
+  const decoding = [...compared, ...ternary];
+  const boundSamples = new Map(decoding.map(({ name }) => [name, [] as BoundSample[]]));
   for (let round = 0; round < rounds; round++) {
     console.error(`round ${round + 1} of ${rounds} …`);
-    readBounds.push(await readBound(threads));
     for (const { name, path } of compared) {
       const { niwaki, nodeLlamaCpp } = samples.get(name)!;
       // A prompt of 4,096 tokens takes the peer minutes: once is enough.
       const withLong = round === 0 && long.includes(name);
       niwaki.push(await measureOne("niwaki", path, threads, workload, round, withLong));
       nodeLlamaCpp.push(await measureOne("node-llama-cpp", path, threads, workload, round, withLong));
-      if (withLong) niwaki.push(await measureLongKv8(path, threads, round));
+      if (long.includes(name)) {
+        if (!withLong) niwaki.push(await measureLong(path, threads, "f16", round));
+        niwaki.push(await measureLong(path, threads, "q8", round));
+      }
       niwaki.push(await measureBatch("niwaki", path, threads, workload, round));
       nodeLlamaCpp.push(await measureBatch("node-llama-cpp", path, threads, workload, round));
     }
-    for (const { name, path } of ternary) alone.get(name)!.push(await measureDecode(path, threads, workload, round));
+    for (const { name, path } of decoding)
+      boundSamples.get(name)!.push(await measureAgainstBound(path, threads, workload, round));
   }
   console.error("steps of 1 to 64 rows …");
   const rowsPath = await cachedRandomModel(ALONE, shapes[ALONE], 1);
@@ -79,17 +82,16 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
     threads,
     rounds,
     promptTokens: workload.promptTokens,
-    readBounds,
     comparisons: Object.fromEntries(
       compared.map(({ name, model, decodedBytes, fileBytes }) => [
         name,
         { model, decodedBytes, fileBytes, ...samples.get(name)! },
       ]),
     ),
-    alone: Object.fromEntries(
-      ternary.map(({ name, model, decodedBytes }) => [
+    againstBound: Object.fromEntries(
+      decoding.map(({ name, model, decodedBytes }) => [
         name,
-        { model, decodedBytes, tokensPerSecond: alone.get(name)! },
+        { model, decodedBytes, samples: boundSamples.get(name)! },
       ]),
     ),
     rows: { model: `the ${ALONE} shape in Q1_0`, seconds, outliers: outliers(seconds) },

@@ -1,4 +1,5 @@
 import type { EngineName, Task } from "../engines/engine.js";
+import { readBound } from "../memory/read-bound.js";
 import { runJob } from "../run-program.js";
 import { median } from "../statistics.js";
 
@@ -51,8 +52,8 @@ export async function measureOne(
   };
 }
 
-/** Niwaki's decoding at the long context with its keys and values in 8 bits. */
-export async function measureLongKv8(path: string, threads: number, round: number): Promise<Sample> {
+/** Niwaki's decoding at the long context. */
+export async function measureLong(path: string, threads: number, kvType: "f16" | "q8", round: number): Promise<Sample> {
   const contextTokens = LONG_CONTEXT + LONG_TOKENS;
   const tasks = [longTask(round)];
   const job = {
@@ -61,11 +62,12 @@ export async function measureLongKv8(path: string, threads: number, round: numbe
     threads,
     sequences: 1,
     contextTokens,
-    kvType: "q8",
+    kvType,
     warmUp: true,
     tasks,
   } as const;
-  return { longKv8: (await runJob(job)).timings[0]!.tokensPerSecond! };
+  const tokensPerSecond = (await runJob(job)).timings[0]!.tokensPerSecond!;
+  return kvType === "q8" ? { longKv8: tokensPerSecond } : { long: tokensPerSecond };
 }
 
 /** Half of the tokens come before the named context, half after it. */
@@ -86,11 +88,25 @@ export async function measureBatch(
   return { batch: report.timings[0]!.tokensPerSecond! };
 }
 
-/** Decoding of one sequence alone. */
-export async function measureDecode(path: string, threads: number, workload: Workload, round: number): Promise<number> {
-  const tasks = [{ prompts: 1, promptTokens: 16, tokens: workload.decodeTokens, seed: 10 * round + 1 }];
+/** Decoding of one sequence, and what the memory gave meanwhile. */
+export interface BoundSample {
+  readonly tokensPerSecond: number;
+  /** Bytes a second, the mean of a reading right before and one right after. */
+  readonly readBound: number;
+}
+
+export async function measureAgainstBound(
+  path: string,
+  threads: number,
+  workload: Workload,
+  round: number,
+): Promise<BoundSample> {
+  const tasks = [{ prompts: 1, promptTokens: 16, tokens: 2 * workload.decodeTokens, seed: 10 * round + 1 }];
   const job = { engine: "niwaki", path, threads, sequences: 1, contextTokens: 256, warmUp: true, tasks } as const;
-  return (await runJob(job)).timings[0]!.tokensPerSecond!;
+  const before = await readBound(threads);
+  const { timings } = await runJob(job);
+  const after = await readBound(threads);
+  return { tokensPerSecond: timings[0]!.tokensPerSecond!, readBound: (before + after) / 2 };
 }
 
 /** Seconds of a step of 1, 2, … 64 rows, the last of them with logits: the time of a prompt of so many tokens. */

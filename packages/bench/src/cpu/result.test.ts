@@ -13,9 +13,19 @@ const result: CpuResult = {
   threads: 2,
   rounds: 3,
   promptTokens: 512,
-  readBounds: [30e9, 50e9, 40e9],
   comparisons: { "8b": comparison },
-  alone: { ternary: { model: "another", decodedBytes: 1e9, tokensPerSecond: [30, 10, 20] } },
+  againstBound: {
+    "8b": {
+      model: "a model",
+      decodedBytes: 2e9,
+      samples: [
+        { tokensPerSecond: 12, readBound: 40e9 },
+        { tokensPerSecond: 8, readBound: 20e9 },
+        { tokensPerSecond: 10, readBound: 50e9 },
+      ],
+    },
+    ternary: { model: "another", decodedBytes: 1e9, samples: [{ tokensPerSecond: 20, readBound: 40e9 }] },
+  },
   rows: {
     model: "a model",
     seconds: [1, 2, 3],
@@ -43,8 +53,8 @@ it("has no ratio for what was not measured", () => {
   expect(ratioOf(comparison, "long")).toBeUndefined();
 });
 
-it("compares what decoding reads with the median bound", () => {
-  expect(shareOfBound(result, 12, 2e9)).toBe(0.6);
+it("compares what decoding reads with the bound of the same moment", () => {
+  expect(shareOfBound(result.againstBound["8b"]!)).toBe(0.6);
 });
 
 it("gives ratios, medians and samples as one object of JSON", () => {

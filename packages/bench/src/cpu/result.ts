@@ -1,5 +1,5 @@
 import { median, type Outliers } from "../statistics.js";
-import type { Measure, Sample } from "./measure.js";
+import type { BoundSample, Measure, Sample } from "./measure.js";
 
 /** What both engines did with one model. */
 export interface Comparison {
@@ -11,11 +11,11 @@ export interface Comparison {
   readonly nodeLlamaCpp: readonly Sample[];
 }
 
-/** Decoding of a model that only Niwaki runs. */
-export interface Alone {
+/** Decoding of a model beside reading memory alone. */
+export interface AgainstBound {
   readonly model: string;
   readonly decodedBytes: number;
-  readonly tokensPerSecond: readonly number[];
+  readonly samples: readonly BoundSample[];
 }
 
 export interface CpuResult {
@@ -24,10 +24,9 @@ export interface CpuResult {
   readonly rounds: number;
   /** Tokens of the long prompt. */
   readonly promptTokens: number;
-  /** Bytes a second, one for each round. */
-  readonly readBounds: readonly number[];
   readonly comparisons: Readonly<Record<string, Comparison>>;
-  readonly alone: Readonly<Record<string, Alone>>;
+  /** Of the models that are compared, then of those that only Niwaki runs. */
+  readonly againstBound: Readonly<Record<string, AgainstBound>>;
   readonly rows: { readonly model: string; readonly seconds: readonly number[]; readonly outliers: Outliers };
 }
 
@@ -53,9 +52,14 @@ export function packedToFile({ niwaki, fileBytes }: Comparison): number {
   return medianOf(niwaki, "weightBytes")! / fileBytes;
 }
 
-/** The share of the bound at which a decoding engine reads its weights. */
-export function shareOfBound(result: CpuResult, tokensPerSecond: number, decodedBytes: number): number {
-  return (tokensPerSecond * decodedBytes) / median(result.readBounds);
+/** The share of the bound at which decoding reads its weights: each sample by its own bound, as memory is not equally fast for long. */
+export function shareOfBound({ samples, decodedBytes }: AgainstBound): number {
+  return median(samples.map(({ tokensPerSecond, readBound }) => (tokensPerSecond * decodedBytes) / readBound));
+}
+
+/** Bytes a second that the machine read from memory. */
+export function readBoundOf({ againstBound }: CpuResult): number {
+  return median(Object.values(againstBound).flatMap(({ samples }) => samples.map(({ readBound }) => readBound)));
 }
 
 const MEASURES = ["decode", "prefill", "batch", "long", "longKv8", "load"] as const satisfies Measure[];
@@ -66,8 +70,6 @@ export function summary(result: CpuResult) {
     Object.fromEntries(Object.entries(result.comparisons).map(([name, comparison]) => [name, of(comparison)]));
   const measured = (of: (measure: Measure) => number | undefined) =>
     Object.fromEntries(MEASURES.map((measure) => [measure, of(measure)]));
-  const share = ({ tokensPerSecond, decodedBytes }: { tokensPerSecond: number; decodedBytes: number }) =>
-    shareOfBound(result, tokensPerSecond, decodedBytes);
   return {
     ratios: each((comparison) => measured((measure) => ratioOf(comparison, measure))),
     medians: each(({ niwaki, nodeLlamaCpp }) => ({
@@ -75,16 +77,10 @@ export function summary(result: CpuResult) {
       nodeLlamaCpp: measured((measure) => medianOf(nodeLlamaCpp, measure)),
     })),
     packedToFile: each(packedToFile),
-    readBound: median(result.readBounds),
-    decodeToBound: {
-      ...each(({ niwaki, decodedBytes }) => share({ tokensPerSecond: medianOf(niwaki, "decode")!, decodedBytes })),
-      ...Object.fromEntries(
-        Object.entries(result.alone).map(([name, { tokensPerSecond, decodedBytes }]) => [
-          name,
-          share({ tokensPerSecond: median(tokensPerSecond), decodedBytes }),
-        ]),
-      ),
-    },
+    readBound: readBoundOf(result),
+    decodeToBound: Object.fromEntries(
+      Object.entries(result.againstBound).map(([name, against]) => [name, shareOfBound(against)]),
+    ),
     ...result,
   };
 }

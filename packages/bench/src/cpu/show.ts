@@ -2,18 +2,16 @@ import { median } from "../statistics.js";
 import { barPanel, linePanel, svgPicture } from "../svg.js";
 import { printTable } from "../table.js";
 import { BATCH, LONG_CONTEXT, type Measure } from "./measure.js";
-import { type CpuResult, medianOf, packedToFile, peerMedianOf, ratioOf, shareOfBound } from "./result.js";
+import { type CpuResult, medianOf, packedToFile, peerMedianOf, ratioOf, readBoundOf, shareOfBound } from "./result.js";
 
 export function showTable(result: CpuResult): void {
   console.log(result.machine);
-  for (const [name, { model }] of [...Object.entries(result.comparisons), ...Object.entries(result.alone)]) {
-    console.log(`${name}: ${model}`);
-  }
+  for (const [name, { model }] of Object.entries(result.againstBound)) console.log(`${name}: ${model}`);
   const packed = Object.entries(result.comparisons).map(
     ([name, comparison]) => `${name} ${packedToFile(comparison).toFixed(3)}×`,
   );
   console.log(`repacked weights, of the file's bytes: ${packed.join(", ")}`);
-  const bound = `${(median(result.readBounds) / 1e9).toFixed(1)} GB/s`;
+  const bound = `${(readBoundOf(result) / 1e9).toFixed(1)} GB/s`;
   console.log(`${result.threads} threads, medians of ${result.rounds}; reading memory alone: ${bound}`);
   console.log("");
   printTable(
@@ -59,29 +57,31 @@ function comparedMeasures(result: CpuResult) {
       const theirs = peerMedianOf(comparison, measure);
       const ratio = ratioOf(comparison, measure);
       if (ours === undefined || theirs === undefined || ratio === undefined) return [];
-      return [{ name: `${shape} ${names[measure]}`, measure, ours, theirs, ratio, comparison }];
+      return [{ shape, name: `${shape} ${names[measure]}`, measure, ours, theirs, ratio }];
     }),
   );
 }
 
 function comparedRows(result: CpuResult): string[][] {
-  return comparedMeasures(result).map(({ name, measure, ours, theirs, ratio, comparison }) => {
+  return comparedMeasures(result).map(({ shape, name, measure, ours, theirs, ratio }) => {
     const [unit, digits] = measure === "load" ? ["s", 2] : ["tok/s", 1];
     return [
       name,
       `${ours.toFixed(digits)} ${unit}`,
       `${theirs.toFixed(digits)} ${unit}`,
       `${ratio.toFixed(2)}×`,
-      measure === "decode" ? percent(shareOfBound(result, ours, comparison.decodedBytes)) : "",
+      measure === "decode" ? percent(shareOfBound(result.againstBound[shape]!)) : "",
     ];
   });
 }
 
-function aloneRows(result: CpuResult): string[][] {
-  return Object.entries(result.alone).map(([name, { tokensPerSecond, decodedBytes }]) => {
-    const ours = median(tokensPerSecond);
-    return [`${name} decode`, `${ours.toFixed(1)} tok/s`, "", "", percent(shareOfBound(result, ours, decodedBytes))];
-  });
+function aloneRows({ comparisons, againstBound }: CpuResult): string[][] {
+  return Object.entries(againstBound)
+    .filter(([name]) => !(name in comparisons))
+    .map(([name, against]) => {
+      const ours = median(against.samples.map(({ tokensPerSecond }) => tokensPerSecond));
+      return [`${name} decode`, `${ours.toFixed(1)} tok/s`, "", "", percent(shareOfBound(against))];
+    });
 }
 
 function rowsRemark({ rows }: CpuResult): string {
