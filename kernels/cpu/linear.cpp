@@ -14,6 +14,9 @@ namespace {
 /// Up to so many rows of the step wait for memory; blocks of rows between which their adapters add.
 constexpr int kFewRows = 3;
 constexpr int64_t kFewBlocks = 2;
+/// Bytes of weights that are asked for with every group of activations that a few rows prepare: as much as
+/// the memory gives meanwhile.
+constexpr int kGroupAhead = 1024;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
 /// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share
@@ -161,10 +164,15 @@ int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile
         }
       });
     } else {
+      const uint8_t* weights = tile.sign.rows > kFewRows ? nullptr : first_weights(worker);
       worker.each(tile.sign.rows * groups_, kRunGroups, [&](int64_t begin, int64_t end) {
         alignas(64) int16_t quanta[kGroupColumns];
         for (int64_t i = begin; i < end; ++i) {
           const int64_t group = i / tile.sign.rows, row = i % tile.sign.rows;
+          if (weights != nullptr && row == 0) {
+            for (int at = 0; at < kGroupAhead; at += 64) __builtin_prefetch(weights + at);
+            weights += kGroupAhead;  // past the end of a matrix nothing is harmed
+          }
           if (!prepare_row(tile, x, x_stride, row, group, quanta)) {
             report(row);
             continue;
@@ -200,25 +208,42 @@ bool Linear::prepare_row(const Tile& tile, const float* x, int64_t x_stride, int
                            tile.sign.scales + group * tile.sign.rows + row);
 }
 
-void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const {
+/// The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows
+/// and the block of up rows beside it are one item.
+Linear::Runs Linear::runs_for(int threads) const {
   const auto& parts = matrix_.parts();
-  // The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows
-  // and the block of up rows beside it are one item.
-  const bool swiglu = activation_ == Activation::kSwiglu;
-  const size_t listed = swiglu ? 1 : parts.size();
-  int64_t blocks = 0;
-  for (size_t p = 0; p < listed; ++p) blocks += parts[p].blocks();
+  Runs runs{activation_ == Activation::kSwiglu ? 1 : parts.size(), 0, 0};
+  for (size_t p = 0; p < runs.parts; ++p) runs.blocks += parts[p].blocks();
   // Few blocks for many threads: smaller runs. Else long ones: every change of stream costs, between gate and
   // up above all.
-  const int64_t grain = std::clamp<int64_t>(blocks / (4 * pool.threads()), 1, kRunBlocks);
+  runs.grain = std::clamp<int64_t>(runs.blocks / (4 * threads), 1, kRunBlocks);
+  return runs;
+}
+
+/// Where a thread's share of the weights begins; null if it has none.
+const uint8_t* Linear::first_weights(const Worker& worker) const {
+  const Runs runs = runs_for(worker.count());
+  int64_t block = worker.first_item(runs.blocks, runs.grain);
+  for (size_t p = 0; p < runs.parts; ++p) {
+    const Matrix::Part& part = matrix_.parts()[p];
+    if (block < part.blocks()) return part.block(block);
+    block -= part.blocks();
+  }
+  return nullptr;
+}
+
+void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const {
+  const auto& parts = matrix_.parts();
+  const bool swiglu = activation_ == Activation::kSwiglu;
+  const Runs runs = runs_for(pool.threads());
 
   pool.parallel([&](Worker& worker) {
     float* sums = tile.workers + static_cast<size_t>(worker.index()) * worker_floats();
     float* up = sums + sum_floats();
     float* workspace = up + sum_floats();
-    worker.each(blocks, grain, [&](int64_t begin, int64_t end) {
+    worker.each(runs.blocks, runs.grain, [&](int64_t begin, int64_t end) {
       int64_t part_begin = 0, first_row = 0;  // of the part, in the list and in y
-      for (size_t p = 0; p < listed && part_begin < end; ++p) {
+      for (size_t p = 0; p < runs.parts && part_begin < end; ++p) {
         const int64_t part_end = part_begin + parts[p].blocks();
         const int64_t from = std::max(begin, part_begin) - part_begin,
                       to = std::min(end, part_end) - part_begin;

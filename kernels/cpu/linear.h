@@ -35,12 +35,19 @@ class Linear {
 
  private:
   struct Tile;
+  struct Runs {
+    size_t parts;  // whose blocks are listed
+    int64_t blocks;
+    int64_t grain;
+  };
   bool by_lanes(int tile_rows) const { return tile_rows > kernels_.table_rows; }
   size_t sum_floats() const;
   size_t worker_floats() const;
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const;
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
+  Runs runs_for(int threads) const;
+  const uint8_t* first_weights(const Worker& worker) const;
   void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const;
   void multiply_part(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
                      float* workspace) const;
