@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/read_memory.h"
 #include "cpu/plan.h"
 #include "cpu/weight_memory.h"
 #include "tests/job.h"
@@ -50,28 +51,6 @@ KvType type_named(const std::string& name) {
   if (name == "q8") return KvType::kQ8;
   std::fprintf(stderr, "unknown type %s\n", name.c_str());
   std::exit(2);
-}
-
-/// Searches all pages for a byte that is not there: the C library's vector loads, as far ahead and past the
-/// caches as attention reads.
-double read_seconds(ThreadPool& pool, const KvCache& kv) {
-  constexpr int64_t kPiece = 1024, kAhead = 4096;
-  std::atomic<bool> found{false};
-  const double seconds = best_of(5, [&] {
-    test::run_job(pool, [&] {
-      pool.parallel([&](Worker& worker) {
-        worker.each(static_cast<int64_t>(kv.bytes()) / kPiece, 256, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const std::byte* piece = kv.keys(0, 0, 0) + i * kPiece;
-            for (int64_t b = 0; b < kPiece; b += 64) __builtin_prefetch(piece + kAhead + b, 0, 0);
-            if (std::memchr(piece, 0, kPiece) != nullptr) found = true;
-          }
-        });
-      });
-    });
-  });
-  if (found) std::abort();
-  return seconds;
 }
 
 /// Attention alone, in as many layers as fill the memory that is to be read.
@@ -134,7 +113,10 @@ int main(int argc, char** argv) {
         step.sequences = {{rows, context, blocks}};
         return best_of(rows > 1 ? 1 : 5, [&] { test::run_job(pool, [&] { plan.run(step, cancelled); }); });
       };
-      const double read = read_seconds(pool, *kv), decode = run(1);
+      const double read = best_of(5, [&] {
+        test::run_job(pool, [&] { read_memory(pool, kv->keys(0, 0, 0), kv->bytes()); });
+      });
+      const double decode = run(1);
       const double bytes = static_cast<double>(kv->bytes()), layers = pages.layers;
       const double many = run(kRows);
       const double products = layers * 2 * l.heads * l.head_dim * kRows * (context - (kRows - 1) / 2.0);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/read_memory.h"
 #include "cpu/linear.h"
 #include "cpu/linear_kernels.h"
 #include "cpu/matrix_part.h"
@@ -60,46 +61,15 @@ DataType type_named(const std::string& name) {
   std::exit(2);
 }
 
-/// Reads all weights and does nothing with them, each thread its share, in the faster of two ways: with the
-/// processor's own prefetching alone, and with some more.
 double read_seconds(ThreadPool& pool, const std::vector<Bound>& layers) {
-  typedef uint64_t Line __attribute__((vector_size(64)));
-  constexpr int64_t kPiece = 64 << 10, kAhead = 4608;
-  std::atomic<uint64_t> sink{0};
-  double best = 1e9;
-  for (const bool ask : {false, true}) {
-    best = std::min(best, best_of(4, [&] {
-                      test::run_job(pool, [&] {
-                        for (const Bound& bound : layers) {
-                          for (const Matrix::Part& part : bound.matrix->parts()) {
-                            pool.parallel([&](Worker& worker) {
-                              const auto bytes = static_cast<int64_t>(part.memory.bytes());
-                              worker.each((bytes + kPiece - 1) / kPiece, 1, [&](int64_t piece, int64_t) {
-                                const uint8_t* begin = part.memory.data() + piece * kPiece;
-                                const uint8_t* end =
-                                    part.memory.data() + std::min(bytes, (piece + 1) * kPiece) / 256 * 256;
-                                Line a{}, b{}, c{}, d{};
-                                for (const uint8_t* p = begin; p < end; p += 256) {
-                                  const auto* lines = reinterpret_cast<const Line*>(p);
-                                  if (ask) {
-                                    for (int i = 0; i < 256; i += 64)
-                                      __builtin_prefetch(p + kAhead + i, 0, 0);
-                                  }
-                                  a |= lines[0];
-                                  b |= lines[1];
-                                  c |= lines[2];
-                                  d |= lines[3];
-                                }
-                                a |= b | c | d;
-                                sink += a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
-                              });
-                            });
-                          }
-                        }
-                      });
-                    }));
-  }
-  return best;
+  return best_of(4, [&] {
+    test::run_job(pool, [&] {
+      for (const Bound& bound : layers) {
+        for (const Matrix::Part& part : bound.matrix->parts())
+          read_memory(pool, part.memory.data(), part.memory.bytes());
+      }
+    });
+  });
 }
 
 }  // namespace

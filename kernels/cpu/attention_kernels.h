@@ -39,6 +39,13 @@ struct AttentionTile {
   float* out;  // first row, first head of the group
   int64_t out_stride;
   float* scratch;  // attention_scratch() floats, 64-byte aligned
+
+  /// What the thread comes to after this tile, in the same layer: its first pages are asked for in time.
+  struct Next {
+    const int32_t* block_table;
+    int32_t blocks;  // none if nothing follows
+    int32_t kv_head;
+  } next;
 };
 
 /// Tokens that one step of the online softmax takes, whole blocks: about 64, so that its cost is small beside

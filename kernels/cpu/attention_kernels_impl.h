@@ -64,29 +64,26 @@ inline int vectors_beside(int units, int most) {
 
 /// scores[u][t] = sum over d of q[u][d] * key[d][t], for N units and the 16 M tokens from `token` on.
 template <int N, int M, class View>
-inline void dot_keys(const float* const* q, const View& view, int token, bool ahead, float* scores,
+inline void dot_keys(const float* const* q, View& view, int token, bool ahead, float* scores,
                      int64_t stride) {
   using T = typename View::Number;
-  constexpr int kStep = 4;
+  constexpr int kStep = 2;
   const int64_t key_stride = view.key_stride();
   const T* keys[M];
-  const T* beside[M];
-  for (int m = 0; m < M; ++m) {
-    keys[m] = view.key(token + m * kLanes);
-    beside[m] = view.beside_key(token + m * kLanes);
-  }
+  for (int m = 0; m < M; ++m) keys[m] = view.key(token + m * kLanes);
   F32x16 s[N][M];
 #pragma GCC unroll 8
   for (int u = 0; u < N; ++u) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) s[u][m] = F32x16::zero();
   }
-  for (int begin = 0; begin < view.head_dim; begin += kStep) {
-    if (ahead) {
-      for (int m = 0; m < M; ++m) prefetch(beside[m] + begin * kLanes, kStep * kLanes * sizeof(T));
-    }
+  auto values = view.ahead_values;
+  const int64_t dim = view.head_dim;
+  for (int64_t begin = 0; begin < dim; begin += kStep) {
+    if (ahead) values.bring(kStep * kLanes * M);
 #pragma GCC unroll 8
-    for (int d = begin; d < begin + kStep; ++d) {
+    for (int i = 0; i < kStep; ++i) {
+      const int64_t d = begin + i;
       F32x16 k[M];
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) k[m] = load16(keys[m] + d * key_stride);
@@ -103,12 +100,13 @@ inline void dot_keys(const float* const* q, const View& view, int token, bool ah
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) s[u][m].store(scores + u * stride + m * kLanes);
   }
+  if (ahead) view.ahead_values = values;
 }
 
 /// sums[u][d] = sums[u][d] * corrections[u] + sum over the first `tokens` t of weights[u][t] * value[t][d],
 /// for N units and the 16 M dimensions from `first` on.
 template <int N, int M, class View>
-inline void add_values(const float* weights, int64_t stride, const float* corrections, const View& view,
+inline void add_values(const float* weights, int64_t stride, const float* corrections, View& view,
                        int tokens, int first, bool ahead, float* sums) {
   using T = typename View::Number;
   const int64_t value_stride = view.value_stride();
@@ -120,15 +118,15 @@ inline void add_values(const float* weights, int64_t stride, const float* correc
     for (int m = 0; m < M; ++m)
       a[u][m] = F32x16::load(sums + u * view.head_dim + first + m * kLanes) * correction;
   }
+  auto next_keys = view.ahead_keys;
   for (int block = 0, begin = 0; begin < tokens; ++block, begin += view.block_size) {
     const T* values[M];
     for (int m = 0; m < M; ++m) values[m] = view.value(block, first + m * kLanes);
-    const T* beside = view.beside_value(block, first);
     const float* w = weights + begin;
     const int count = tokens - begin < view.block_size ? tokens - begin : view.block_size;
     for (int t = 0; t < count; ++t) {
       // As much as is read, row by row: asked for at once it would fill the queue of misses, and loads wait.
-      if (ahead) prefetch(beside + t * M * kLanes, M * kLanes * static_cast<int64_t>(sizeof(T)));
+      if (ahead) next_keys.bring(M * kLanes);
       F32x16 v[M];
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) v[m] = load16(values[m] + t * value_stride);
@@ -145,7 +143,11 @@ inline void add_values(const float* weights, int64_t stride, const float* correc
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) a[u][m].store(sums + u * view.head_dim + first + m * kLanes);
   }
+  if (ahead) view.ahead_keys = next_keys;
 }
+
+/// Numbers of the next keys that are asked for beside sixteen weights, so that memory does not wait meanwhile.
+constexpr int kBesideWeights = 64;
 
 struct Units {
   int count;
@@ -160,9 +162,9 @@ struct Units {
   float* value_scales;  // [span], of q8 pages
 };
 
-/// Scores of the units from `begin` on to weights; tokens(u) is how many of the span's tokens unit u sees.
-template <bool kScaled, class Tokens>
-inline void soften(const Units& units, int begin, int vectors, Tokens&& tokens) {
+/// Scores of the units from `begin` on to weights of what `view` shows; tokens(u) is how many of the span's tokens unit u sees.
+template <bool kScaled, class View, class Tokens>
+inline void soften(const Units& units, View& view, int begin, int vectors, Tokens&& tokens) {
   const F32x16 lowest = F32x16::broadcast(-__builtin_inff());
   for (int u = begin; u < units.count; ++u) {
     float* s = units.scores + static_cast<int64_t>(u) * units.span;
@@ -191,6 +193,7 @@ inline void soften(const Units& units, int begin, int vectors, Tokens&& tokens) 
       const F32x16 weight = exp(F32x16::load(s + t) - top);
       (kScaled ? weight * F32x16::load(units.value_scales + t) : weight).store(s + t);
       total = fma(total, correction, weight);
+      view.ahead_keys.bring(kBesideWeights);
       correction = F32x16::broadcast(1.0f);
     }
     total.store(units.totals + u * kLanes);
@@ -198,8 +201,8 @@ inline void soften(const Units& units, int begin, int vectors, Tokens&& tokens) 
 }
 
 /// One span for units from `begin` on; tokens(u) is how many of the span's tokens unit u sees, at least one.
-template <bool kScaled, bool kAhead, class View, class Tokens>
-inline void attend_span(const AttentionTile& tile, const Units& units, int begin, const View& view,
+template <bool kScaled, class View, class Tokens>
+inline void attend_span(const AttentionTile& tile, const Units& units, int begin, View& view,
                         Tokens&& tokens) {
   const int dim = tile.head_dim, most = tokens(units.count - 1), vectors = (most + kLanes - 1) / kLanes;
   const int group = units.count - begin < kGroup ? units.count - begin : kGroup;
@@ -215,14 +218,14 @@ inline void attend_span(const AttentionTile& tile, const Units& units, int begin
       }
       with_sizes<kMostKeys>(n, m, [&](auto n_, auto m_) {
         dot_keys<decltype(n_)::value, decltype(m_)::value>(
-            q, view, v * kLanes, kAhead && u == begin,
+            q, view, v * kLanes, u == begin,
             units.scores + static_cast<int64_t>(u) * units.span + v * kLanes, units.span);
       });
     }
     v += m;
   }
 
-  soften<kScaled>(units, begin, vectors, tokens);
+  soften<kScaled>(units, view, begin, vectors, tokens);
 
   // Units that see as much run together: at the end of a prompt only the heads of a row do.
   const int alike = tokens(begin) == most ? group : (tile.group < group ? tile.group : group);
@@ -234,7 +237,7 @@ inline void attend_span(const AttentionTile& tile, const Units& units, int begin
       with_sizes<kMostValues>(n, m, [&](auto n_, auto m_) {
         add_values<decltype(n_)::value, decltype(m_)::value>(
             units.scores + static_cast<int64_t>(u) * units.span, units.span, units.corrections + u, view,
-            tokens(u), d, kAhead && u == begin, units.sums + static_cast<int64_t>(u) * dim);
+            tokens(u), d, u == begin, units.sums + static_cast<int64_t>(u) * dim);
       });
       u += n;
     }
@@ -254,7 +257,7 @@ inline void attend_pages(const AttentionTile& tile) {
     return p;
   };
   const int64_t numbers = static_cast<int64_t>(dim) * block;
-  const WidePages wide{dim, block, span, take(static_cast<int64_t>(dim) * span),
+  WidePages wide{dim, block, span, take(static_cast<int64_t>(dim) * span),
                        take(static_cast<int64_t>(dim) * span)};
   Units units;
   units.count = count;
@@ -286,16 +289,12 @@ inline void attend_pages(const AttentionTile& tile) {
       const int seen = tile.first_position + u / tile.group - start + 1;
       return seen < span ? seen : span;
     };
-    for (int i = 0; i < span_blocks && first_block + i < blocks; ++i) {
-      const int b = first_block + i, after = b + span_blocks < blocks ? b + span_blocks : b;
+    const int span_end = first_block + span_blocks < blocks ? first_block + span_blocks : blocks;
+    for (int b = first_block, i = 0; b < span_end; ++b, ++i) {
       const KvLayout::Pages now = tile.layout.pages(tile.block_table[b], tile.kv_head);
-      const KvLayout::Pages next = tile.layout.pages(tile.block_table[after], tile.kv_head);
       pages.keys[i] = page(now.keys);
       pages.values[i] = page(now.values);
-      pages.next_keys[i] = page(next.keys);
-      pages.next_values[i] = page(next.values);
       if constexpr (kScaled) {
-        prefetch(pages.next_keys[i] + numbers, block * static_cast<int64_t>(sizeof(float)));
         const auto* key_scales = reinterpret_cast<const float*>(pages.keys[i] + numbers);
         const auto* value_scales = reinterpret_cast<const float*>(pages.values[i] + numbers);
         for (int t = 0; t < block; t += kLanes) {
@@ -304,11 +303,30 @@ inline void attend_pages(const AttentionTile& tile) {
         }
       }
     }
+    const AttentionTile::Next next =
+        span_end < blocks
+            ? AttentionTile::Next{tile.block_table + span_end, blocks - span_end, tile.kv_head}
+            : tile.next;
+    const int next_blocks = next.blocks < span_blocks ? next.blocks : span_blocks;
+    for (int i = 0; i < next_blocks; ++i) {
+      const KvLayout::Pages then = tile.layout.pages(next.block_table[i], next.kv_head);
+      pages.next_keys[i] = page(then.keys);
+      pages.next_values[i] = page(then.values);
+      if constexpr (kScaled) {
+        prefetch(pages.next_keys[i] + numbers, block * static_cast<int64_t>(sizeof(float)));
+        prefetch(pages.next_values[i] + numbers, block * static_cast<int64_t>(sizeof(float)));
+      }
+    }
+    pages.ahead_keys = {pages.next_keys, pages.next_keys + next_blocks, numbers, 0};
     if (sizeof(T) < sizeof(float) && count - begin > 2 * kGroup) {
+      pages.ahead_values = {pages.next_values, pages.next_values + next_blocks, numbers, 0};
       wide.fill(pages, tokens(count - 1));
-      attend_span<kScaled, false>(tile, units, begin, wide, tokens);
+      attend_span<kScaled>(tile, units, begin, wide, tokens);
     } else {
-      attend_span<kScaled, true>(tile, units, begin, pages, tokens);
+      // While keys are multiplied, the values of the same tokens are asked for, and meanwhile of values the
+      // next keys.
+      pages.ahead_values = {pages.values, pages.values + (span_end - first_block), numbers, 0};
+      attend_span<kScaled>(tile, units, begin, pages, tokens);
     }
   }
 

@@ -254,12 +254,18 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
       static_cast<int32_t>(std::min<int64_t>(group, (pool_.threads() + heads - 1) / heads));
   const int32_t part_heads = (group + parts_wanted - 1) / parts_wanted;
   const int32_t parts = (group + part_heads - 1) / part_heads;
+  // Head by head, so that a thread's pages are of few heads. Each from the back: the last tiles of a prompt
+  // see most, and what runs longest should start first.
+  const auto tiles = static_cast<int64_t>(tiles_.size());
+  const int64_t items = heads * parts;
+  const auto tile_of = [&](int64_t item) { return tiles_[static_cast<size_t>(tiles - 1 - item % tiles)]; };
+  const auto head_of = [&](int64_t item) { return static_cast<int32_t>(item / tiles / parts); };
+  const auto table_of = [&](const Row& row) {
+    return step_->sequences[static_cast<size_t>(row.sequence)].block_table.data();
+  };
   const auto attend = [&](int index, int64_t item) {
-    // Head by head, so that a thread's pages are of few heads. Each from the back: the last tiles of a prompt
-    // see most, and what runs longest should start first.
-    const auto tiles = static_cast<int64_t>(tiles_.size());
-    const Tile& rows = tiles_[static_cast<size_t>(tiles - 1 - item % tiles)];
-    const auto head = static_cast<int32_t>(item / tiles / parts);
+    const Tile rows = tile_of(item);
+    const int32_t head = head_of(item);
     const auto first_head = static_cast<int32_t>(item / tiles % parts) * part_heads;
     const int64_t at_head = (int64_t{head} * group + first_head) * l.head_dim;
     const Row& first = rows_[static_cast<size_t>(rows.first_row)];
@@ -270,7 +276,7 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
     tile.group = std::min(part_heads, group - first_head);
     tile.head_dim = l.head_dim;
     tile.first_position = first.position;
-    tile.block_table = step_->sequences[static_cast<size_t>(first.sequence)].block_table.data();
+    tile.block_table = table_of(first);
     tile.layer = op.kv->layer(op.layer);
     tile.layout = op.kv->layout();
     tile.kv_head = head;
@@ -280,10 +286,16 @@ void CpuPlan::run_op(const PagedAttentionOp& op, size_t) {
     tile.out = at(op.out, rows.first_row) + at_head;
     tile.out_stride = buffer(op.out).stride;
     tile.scratch = attention_scratch_ + index * attention_scratch_stride_;
+    tile.next = {};
+    if (item + 1 < items) {
+      const Tile next = tile_of(item + 1);
+      const Row& last = rows_[static_cast<size_t>(next.first_row + next.rows - 1)];
+      tile.next = {table_of(last), last.position / shape.block_size + 1, head_of(item + 1)};
+    }
     tier_.attention.attend(tile);
   };
   pool_.parallel([&](Worker& worker) {
-    worker.each(heads * parts, 1, [&](int64_t item, int64_t) { attend(worker.index(), item); });
+    worker.each(items, 1, [&](int64_t item, int64_t) { attend(worker.index(), item); });
   });
 }
 

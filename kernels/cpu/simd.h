@@ -17,6 +17,10 @@
 #include <arm_neon.h>
 #endif
 
+/// For what stands in the innermost loops: gcc does not inline it into a kernel that it finds large, and a call
+/// has every vector register stored and loaded again.
+#define NIWAKI_INLINE __attribute__((always_inline)) inline
+
 namespace niwaki {
 namespace {
 
@@ -48,7 +52,7 @@ inline void store_first(const F32x16& x, float* p, int n) {
 
 /// e^x within 1 ulp (2 in the subnormal range): 0 from -104 down, infinity from 88.73 up, NaN for NaN.
 /// x = n ln 2 + r, |r| <= ln 2 / 2, and e^r is a minimax polynomial, 3e-9 off.
-inline F32x16 exp(const F32x16& x) {
+NIWAKI_INLINE F32x16 exp(const F32x16& x) {
   const auto c = [](float v) { return F32x16::broadcast(v); };
   // NaN passes both, as the second operand.
   const F32x16 t = max(c(-105.0f), min(c(89.0f), x));

@@ -99,7 +99,7 @@ class Bench {
           const int64_t stride = shape_.heads * dim;
           kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.layer(0), kv.layout(),
                           h, block, type, 1 / std::sqrt(static_cast<float>(dim)), &out[at], stride,
-                          scratch.data()});
+                          scratch.data(), {s.table.data(), static_cast<int32_t>(s.table.size()), 0}});
         }
       }
       outs.push_back(std::move(out));
