@@ -113,9 +113,8 @@ int main(int argc, char** argv) {
         step.sequences = {{rows, context, blocks}};
         return best_of(rows > 1 ? 1 : 5, [&] { test::run_job(pool, [&] { plan.run(step, cancelled); }); });
       };
-      const double read = best_of(5, [&] {
-        test::run_job(pool, [&] { read_memory(pool, kv->keys(0, 0, 0), kv->bytes()); });
-      });
+      const double read = best_of(
+          5, [&] { test::run_job(pool, [&] { read_memory(pool, kv->keys(0, 0, 0), kv->bytes()); }); });
       const double decode = run(1);
       const double bytes = static_cast<double>(kv->bytes()), layers = pages.layers;
       const double many = run(kRows);

@@ -7,8 +7,8 @@
 
 namespace niwaki {
 
-/// From inside a job: reads memory and does nothing with it, each thread its share; what bounds a kernel that has
-/// to read it.
+/// From inside a job: reads memory and does nothing with it, each thread its share; what bounds a kernel that
+/// has to read it.
 inline void read_memory(ThreadPool& pool, const void* data, size_t bytes) {
   typedef uint64_t Line __attribute__((vector_size(64)));
   constexpr int64_t kPiece = 64 << 10, kAhead = 4096;

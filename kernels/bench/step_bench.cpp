@@ -1,5 +1,6 @@
-// Times whole steps of a random model of the 1.7B or 8B shape, those of one row in turn with reading as many bytes
-// and doing nothing with them, and the barrier between operations: step_bench [threads] [tier] [1.7b | 8b] [layers].
+// Times whole steps of a random model of the 1.7B or 8B shape, those of one row in turn with reading as many
+// bytes and doing nothing with them, and the barrier between operations: step_bench [threads] [tier] [1.7b |
+// 8b] [layers].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -71,7 +72,8 @@ Step make_step(const test::MiniModel& model, int sequences, int rows, int contex
 }
 
 /// Runs what stands before the rows of `step`.
-void fill_context(Device& device, const std::shared_ptr<Plan>& plan, const test::MiniModel& model, const Step& step) {
+void fill_context(Device& device, const std::shared_ptr<Plan>& plan, const test::MiniModel& model,
+                  const Step& step) {
   for (const StepSequence& sequence : step.sequences) {
     for (int done = 0; done < sequence.context_length;) {
       const int rows = std::min(sequence.context_length - done, static_cast<int>(model.max_rows));
@@ -84,9 +86,12 @@ void fill_context(Device& device, const std::shared_ptr<Plan>& plan, const test:
 
 /// Bytes that a step of one row reads: Q1_0 weights and float16 pages.
 size_t step_bytes(const test::MiniModel& m, int context) {
-  const auto linear = [](int64_t rows, int64_t columns) { return row_bytes(DataType::kQ1_0, columns) * static_cast<size_t>(rows); };
+  const auto linear = [](int64_t rows, int64_t columns) {
+    return row_bytes(DataType::kQ1_0, columns) * static_cast<size_t>(rows);
+  };
   const int64_t wide = int64_t{m.heads} * m.head_dim, kv = int64_t{m.kv_heads} * m.head_dim;
-  const size_t layer = linear(wide + 2 * kv, m.hidden) + linear(m.hidden, wide) + linear(2 * m.ffn, m.hidden) + linear(m.hidden, m.ffn);
+  const size_t layer = linear(wide + 2 * kv, m.hidden) + linear(m.hidden, wide) +
+                       linear(2 * m.ffn, m.hidden) + linear(m.hidden, m.ffn);
   const size_t pages = static_cast<size_t>(2 * kv * context) * sizeof(uint16_t);
   return static_cast<size_t>(m.layers) * (layer + pages) + linear(m.vocabulary, m.hidden);
 }
@@ -115,8 +120,8 @@ int main(int argc, char** argv) {
 
   const auto device = Device::open({.threads = threads, .tier = tier});
   const auto plan = device->compile(test::make_spec(*device, model));
-  std::printf("%s, %d threads, %d layers\n%-36s %10s %10s %10s %12s\n", device->tier().c_str(), device->threads(),
-              model.layers, "step", "ms", "tokens/s", "GB/s", "of reading");
+  std::printf("%s, %d threads, %d layers\n%-36s %10s %10s %10s %12s\n", device->tier().c_str(),
+              device->threads(), model.layers, "step", "ms", "tokens/s", "GB/s", "of reading");
   struct Case {
     const char* name;
     int sequences, rows, context, runs;

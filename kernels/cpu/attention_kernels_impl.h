@@ -106,8 +106,8 @@ inline void dot_keys(const float* const* q, View& view, int token, bool ahead, f
 /// sums[u][d] = sums[u][d] * corrections[u] + sum over the first `tokens` t of weights[u][t] * value[t][d],
 /// for N units and the 16 M dimensions from `first` on.
 template <int N, int M, class View>
-inline void add_values(const float* weights, int64_t stride, const float* corrections, View& view,
-                       int tokens, int first, bool ahead, float* sums) {
+inline void add_values(const float* weights, int64_t stride, const float* corrections, View& view, int tokens,
+                       int first, bool ahead, float* sums) {
   using T = typename View::Number;
   const int64_t value_stride = view.value_stride();
   F32x16 a[N][M];
@@ -146,7 +146,8 @@ inline void add_values(const float* weights, int64_t stride, const float* correc
   if (ahead) view.ahead_keys = next_keys;
 }
 
-/// Numbers of the next keys that are asked for beside sixteen weights, so that memory does not wait meanwhile.
+/// Numbers of the next keys that are asked for beside sixteen weights, so that memory does not wait
+/// meanwhile.
 constexpr int kBesideWeights = 64;
 
 struct Units {
@@ -162,7 +163,8 @@ struct Units {
   float* value_scales;  // [span], of q8 pages
 };
 
-/// Scores of the units from `begin` on to weights of what `view` shows; tokens(u) is how many of the span's tokens unit u sees.
+/// Scores of the units from `begin` on to weights of what `view` shows; tokens(u) is how many of the span's
+/// tokens unit u sees.
 template <bool kScaled, class View, class Tokens>
 inline void soften(const Units& units, View& view, int begin, int vectors, Tokens&& tokens) {
   const F32x16 lowest = F32x16::broadcast(-__builtin_inff());
@@ -218,8 +220,8 @@ inline void attend_span(const AttentionTile& tile, const Units& units, int begin
       }
       with_sizes<kMostKeys>(n, m, [&](auto n_, auto m_) {
         dot_keys<decltype(n_)::value, decltype(m_)::value>(
-            q, view, v * kLanes, u == begin,
-            units.scores + static_cast<int64_t>(u) * units.span + v * kLanes, units.span);
+            q, view, v * kLanes, u == begin, units.scores + static_cast<int64_t>(u) * units.span + v * kLanes,
+            units.span);
       });
     }
     v += m;
@@ -258,7 +260,7 @@ inline void attend_pages(const AttentionTile& tile) {
   };
   const int64_t numbers = static_cast<int64_t>(dim) * block;
   WidePages wide{dim, block, span, take(static_cast<int64_t>(dim) * span),
-                       take(static_cast<int64_t>(dim) * span)};
+                 take(static_cast<int64_t>(dim) * span)};
   Units units;
   units.count = count;
   units.span = span;
@@ -304,9 +306,8 @@ inline void attend_pages(const AttentionTile& tile) {
       }
     }
     const AttentionTile::Next next =
-        span_end < blocks
-            ? AttentionTile::Next{tile.block_table + span_end, blocks - span_end, tile.kv_head}
-            : tile.next;
+        span_end < blocks ? AttentionTile::Next{tile.block_table + span_end, blocks - span_end, tile.kv_head}
+                          : tile.next;
     const int next_blocks = next.blocks < span_blocks ? next.blocks : span_blocks;
     for (int i = 0; i < next_blocks; ++i) {
       const KvLayout::Pages then = tile.layout.pages(next.block_table[i], next.kv_head);

@@ -17,8 +17,8 @@
 #include <arm_neon.h>
 #endif
 
-/// For what stands in the innermost loops: gcc does not inline it into a kernel that it finds large, and a call
-/// has every vector register stored and loaded again.
+/// For what stands in the innermost loops: gcc does not inline it into a kernel that it finds large, and a
+/// call has every vector register stored and loaded again.
 #define NIWAKI_INLINE __attribute__((always_inline)) inline
 
 namespace niwaki {

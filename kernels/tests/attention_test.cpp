@@ -97,9 +97,10 @@ class Bench {
           std::vector<float> scratch(static_cast<size_t>(attention_scratch(rows * group, dim, block)), NAN);
           const size_t at = static_cast<size_t>((begin * shape_.heads + h * group) * dim);
           const int64_t stride = shape_.heads * dim;
+          const AttentionTile::Next next{s.table.data(), static_cast<int32_t>(s.table.size()), 0};
           kernels.attend({&s.q[at], stride, rows, group, dim, begin, s.table.data(), kv.layer(0), kv.layout(),
                           h, block, type, 1 / std::sqrt(static_cast<float>(dim)), &out[at], stride,
-                          scratch.data(), {s.table.data(), static_cast<int32_t>(s.table.size()), 0}});
+                          scratch.data(), next});
         }
       }
       outs.push_back(std::move(out));
