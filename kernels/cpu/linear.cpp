@@ -6,13 +6,13 @@
 
 #include "cpu/matrix_part.h"
 #include "cpu/row_adapters.h"
+#include "cpu/row_kernels.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
 namespace {
 
-/// Up to so many rows of the step wait for memory; blocks of rows between which their adapters add.
-constexpr int kFewRows = 3;
+/// Blocks of rows between which the adapters of few rows add.
 constexpr int64_t kFewBlocks = 2;
 /// Bytes of weights that are asked for with every group of activations that a few rows prepare: as much as
 /// the memory gives meanwhile.
@@ -47,11 +47,13 @@ struct Linear::Tile {
   float* workers;  // worker_floats() for each thread
   int64_t first_row;
   RowAdapters* adapters;
+  const RowNorm* norm;
 };
 
 Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate,
                int64_t max_rows)
     : kernels_(tier.linear),
+      row_kernels_(tier.rows),
       matrix_(matrix),
       activation_(activation),
       accumulate_(accumulate),
@@ -67,6 +69,7 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
     if (is_sign_type(part.type)) {
       needs_quanta_ = needs_tables_[sign_layout(part.type).bits] = true;
     } else {
+      has_floats_ = true;
       needs_padding_ = matrix.columns() % 16 != 0;
     }
   }
@@ -98,13 +101,21 @@ int64_t Linear::out_columns() const {
   return activation_ == Activation::kSwiglu ? matrix_.rows() / 2 : matrix_.rows();
 }
 
-/// A thread's own scratch: results, those of the up half, and the kernels' workspace.
+/// A thread's own scratch: results, those of the up half, the kernels' workspace, and rows that it normed.
 size_t Linear::worker_floats() const {
-  return 2 * sum_floats() + kWorkspaceFloats;
+  return 2 * sum_floats() + kWorkspaceFloats + normed_floats();
+}
+
+float* Linear::worker_scratch(const Tile& tile, const Worker& worker) const {
+  return tile.workers + static_cast<size_t>(worker.index()) * worker_floats();
 }
 
 size_t Linear::sum_floats() const {
   return static_cast<size_t>(tile_rows_) * kSumStride;
+}
+
+size_t Linear::normed_floats() const {
+  return takes_norm() ? kFewRows * static_cast<size_t>(groups_ * kGroupColumns) : 0;
 }
 
 size_t Linear::scratch_bytes(int threads) const {
@@ -112,7 +123,7 @@ size_t Linear::scratch_bytes(int threads) const {
 }
 
 int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
-                    int64_t y_stride, std::byte* scratch, RowAdapters* adapters) const {
+                    int64_t y_stride, std::byte* scratch, RowAdapters* adapters, const RowNorm* norm) const {
   const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
   for (int64_t first = 0, count; first < rows; first += count) {
     // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
@@ -134,6 +145,7 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
     tile.workers = floats(workers_);
     tile.first_row = first;
     tile.adapters = adapters;
+    tile.norm = norm;
     if (adapters != nullptr) adapters->begin_tile(first, count);
     const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
     if (bad_row >= 0) return first + bad_row;
@@ -143,7 +155,7 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
 }
 
 /// Makes the tile ready. Returns its lowest row that is not finite, or -1.
-int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const {
+int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride, Tile& tile) const {
   std::atomic<int64_t> bad_row{INT64_MAX};
   const auto report = [&bad_row](int64_t row) {
     int64_t lowest = bad_row.load();
@@ -151,7 +163,20 @@ int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile
     }
   };
   pool.parallel([&](Worker& worker) {
-    if (tile.adapters != nullptr && tile.first_row == 0) tile.adapters->project(worker);
+    const float* x = rows;
+    int64_t x_stride = rows_stride;
+    if (tile.norm != nullptr) {
+      float* normed = worker_scratch(tile, worker) + 2 * sum_floats() + kWorkspaceFloats;
+      for (int row = 0; row < tile.sign.rows; ++row) {
+        if (!row_kernels_.rms_norm(rows + row * rows_stride, tile.norm->weight, tile.norm->eps, matrix_.columns(),
+                                   normed + row * groups_ * kGroupColumns)) {
+          report(row);
+        }
+      }
+      x = normed;
+      x_stride = groups_ * kGroupColumns;
+    }
+    if (tile.adapters != nullptr && tile.first_row == 0) tile.adapters->project(worker, x, x_stride);
     if (needs_quanta_ && by_lanes(tile.sign.rows)) {
       // Lanes are written for all rows of a group at once.
       worker.each(groups_, 1, [&](int64_t begin, int64_t end) {
@@ -187,8 +212,8 @@ int64_t Linear::prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile
       });
     }
   });
-  tile.x = needs_padding_ ? tile.padded : x;
-  tile.x_stride = needs_padding_ ? padded_columns(matrix_.columns()) : x_stride;
+  tile.x = needs_padding_ ? tile.padded : rows;
+  tile.x_stride = needs_padding_ ? padded_columns(matrix_.columns()) : rows_stride;
   return bad_row.load() == INT64_MAX ? -1 : bad_row.load();
 }
 
@@ -238,7 +263,7 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
   const Runs runs = runs_for(pool.threads());
 
   pool.parallel([&](Worker& worker) {
-    float* sums = tile.workers + static_cast<size_t>(worker.index()) * worker_floats();
+    float* sums = worker_scratch(tile, worker);
     float* up = sums + sum_floats();
     float* workspace = up + sum_floats();
     worker.each(runs.blocks, runs.grain, [&](int64_t begin, int64_t end) {

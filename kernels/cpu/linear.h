@@ -12,12 +12,24 @@ namespace niwaki {
 
 class RowAdapters;
 
+/// x / sqrt(mean(x^2) + eps) * weight for every row, as RmsNormOp has it.
+struct RowNorm {
+  const float* weight;
+  float eps;
+};
+
 /// y = W x (or y += W x) for the rows of a step: one linear operation of a plan, bound to a tier. The matrix
 /// must outlive it.
 class Linear {
  public:
   /// Throws kInvalidArgument if the activation is SwiGLU and the matrix is not two tensors of equal rows.
   Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate, int64_t max_rows);
+
+  /// Up to so many rows of the step wait for memory; they can take a norm on the way: every thread norms them for
+  /// itself, which is sooner done than waiting for one that does it for all. Not for float tensors, which read
+  /// x where it lies.
+  static constexpr int kFewRows = 3;
+  bool takes_norm() const { return !has_floats_; }
 
   /// Width of a row of y: the matrix's rows, or half of them for SwiGLU.
   int64_t out_columns() const;
@@ -29,9 +41,9 @@ class Linear {
   /// Runs on every thread of the pool, from inside a job. x is [rows, matrix columns], y is [rows,
   /// out_columns()]; strides are in floats, scratch is aligned to 64 bytes. Returns the lowest row whose
   /// activations are NaN or infinite (y is then unfinished), or -1. `adapters`, unless null, have begun
-  /// this operation.
+  /// this operation. With `norm`, for up to kFewRows rows, x is what is normed first.
   int64_t run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
-              std::byte* scratch, RowAdapters* adapters = nullptr) const;
+              std::byte* scratch, RowAdapters* adapters = nullptr, const RowNorm* norm = nullptr) const;
 
  private:
   struct Tile;
@@ -42,7 +54,9 @@ class Linear {
   };
   bool by_lanes(int tile_rows) const { return tile_rows > kernels_.table_rows; }
   size_t sum_floats() const;
+  size_t normed_floats() const;
   size_t worker_floats() const;
+  float* worker_scratch(const Tile& tile, const Worker& worker) const;
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const;
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
@@ -57,6 +71,7 @@ class Linear {
              int64_t y_stride) const;
 
   const LinearKernels& kernels_;
+  const RowKernels& row_kernels_;
   const Matrix& matrix_;
   Activation activation_;
   bool accumulate_;
@@ -64,6 +79,7 @@ class Linear {
   int64_t groups_;          // of activations, the last may be short
   bool needs_tables_[3]{};  // by weight bits
   bool needs_quanta_ = false;
+  bool has_floats_ = false;
   bool needs_padding_ = false;  // float rows that end inside 16 columns
 
   // Offsets into scratch.

@@ -7,6 +7,7 @@
 
 #include "cpu/adapter_slots.h"
 #include "cpu/attention_kernels.h"
+#include "cpu/op_uses.h"
 #include "cpu/plan_check.h"
 #include "cpu/row_kernels.h"
 #include "niwaki/error.h"
@@ -67,6 +68,8 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
     ops_.push_back(std::move(bound));
   }
 
+  for (size_t i = 0; i < ops_.size(); ++i) ops_[i].into_next = can_join_next(i);
+
   // Offsets first, then one reservation; pages that no step touches cost nothing.
   size_t total = 0;
   const auto reserve = [&total](size_t bytes) {
@@ -97,6 +100,22 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
     buffers_[i].data = reinterpret_cast<float*>(memory_.data() + offsets[i]);
   linear_scratch_ = memory_.data() + linear_offset;
   attention_scratch_ = reinterpret_cast<float*>(memory_.data() + attention_offset);
+}
+
+/// Whether operation `index` is a norm of which only a linear operation right after it reads, so that what it
+/// writes need not be there.
+bool CpuPlan::can_join_next(size_t index) const {
+  const auto* norm = std::get_if<RmsNormOp>(&spec_.ops[index].op);
+  if (norm == nullptr || index + 1 == ops_.size()) return false;
+  const auto* linear = std::get_if<LinearOp>(&spec_.ops[index + 1].op);
+  if (linear == nullptr || linear->in != norm->out || !ops_[index + 1].linear->takes_norm()) return false;
+  if (linear->out == norm->in || linear->out == norm->out) return false;
+  for (size_t i = index + 2; i < spec_.ops.size(); ++i) {
+    const OpUses later = uses(spec_.ops[i].op);
+    if (later.reads[0] == norm->out || later.reads[1] == norm->out) return false;
+    if (later.writes == norm->out) return true;
+  }
+  return spec_.logits != norm->out;
 }
 
 StepResult CpuPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
@@ -171,6 +190,10 @@ void CpuPlan::run_op(const RopeTableOp& op, size_t index) {
 }
 
 void CpuPlan::run_op(const RmsNormOp& op, size_t index) {
+  if (!ops_[index].into_next || row_count(op.in) > Linear::kFewRows) norm(op, index);
+}
+
+void CpuPlan::norm(const RmsNormOp& op, size_t index) {
   const std::span<const float> weight = op.weight->values();
   const auto width = static_cast<int64_t>(weight.size());
   std::atomic<int64_t> bad{INT64_MAX};
@@ -187,9 +210,17 @@ void CpuPlan::run_op(const LinearOp& op, size_t index) {
   if (rows == 0) return;
   const Buffer &in = buffer(op.in), &out = buffer(op.out);
   RowAdapters& adapters = spec_.buffers[static_cast<size_t>(op.in)].per_output ? output_adapters_ : adapters_;
-  const bool adapted = adapters.begin(index, in.data, in.stride);
-  const int64_t bad = ops_[index].linear->run(pool_, rows, in.data, in.stride, out.data, out.stride,
-                                              linear_scratch_, adapted ? &adapters : nullptr);
+  RowAdapters* adapted = adapters.begin(index) ? &adapters : nullptr;
+  const Linear& linear = *ops_[index].linear;
+  if (index > 0 && ops_[index - 1].into_next && rows <= Linear::kFewRows) {
+    const auto& before = std::get<RmsNormOp>(spec_.ops[index - 1].op);
+    const RowNorm row_norm{before.weight->values().data(), before.eps};
+    const Buffer& x = buffer(before.in);
+    if (linear.run(pool_, rows, x.data, x.stride, out.data, out.stride, linear_scratch_, adapted, &row_norm) < 0)
+      return;
+    norm(before, index - 1);  // one after the other, to tell which of them it was
+  }
+  const int64_t bad = linear.run(pool_, rows, in.data, in.stride, out.data, out.stride, linear_scratch_, adapted);
   require_finite(bad, op.in, index, "activations");
 }
 

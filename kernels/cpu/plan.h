@@ -35,6 +35,7 @@ class CpuPlan final : public Plan {
   struct BoundOp {
     std::unique_ptr<Linear> linear;  // of a LinearOp
     std::unique_ptr<Rope> rope;      // of a RopeTableOp
+    bool into_next = false;          // of a norm that the linear operation after it can take on the way
   };
   struct Buffer {
     float* data;
@@ -58,6 +59,8 @@ class CpuPlan final : public Plan {
   void run_op(const PagedAttentionOp& op, size_t index);
   void run_op(const SelectOutputsOp& op, size_t index);
   void gather_adapters();
+  bool can_join_next(size_t index) const;
+  void norm(const RmsNormOp& op, size_t index);
   StepResult finish(const std::atomic<bool>& cancelled);
 
   template <class F>

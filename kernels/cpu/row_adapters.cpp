@@ -34,11 +34,9 @@ void RowAdapters::gather(const CpuAdapterSlots* slots, const Step& step, std::sp
   }
 }
 
-bool RowAdapters::begin(size_t op, const float* x, int64_t x_stride) {
+bool RowAdapters::begin(size_t op) {
   if (entries_ == 0) return false;
   targets_ = &slots_->of_op(op);
-  x_ = x;
-  x_stride_ = x_stride;
   const auto parts = static_cast<int64_t>(targets_->size());
   // Neighbors in the list read the same rows of x.
   items_.clear();
@@ -63,7 +61,7 @@ bool RowAdapters::begin(size_t op, const float* x, int64_t x_stride) {
   return true;
 }
 
-void RowAdapters::project(Worker& worker) {
+void RowAdapters::project(Worker& worker, const float* x, int64_t x_stride) {
   const AdapterType type = slots_->spec().type;
   const int64_t row_bytes = (columns_ + 15) / 16 * 16 * (type == AdapterType::kF16 ? 2 : 1);
   const AdapterKernels& kernels = slots_->plan().tier().adapters;
@@ -72,7 +70,7 @@ void RowAdapters::project(Worker& worker) {
     const float* from[kAdapterRows];
     float* to[kAdapterRows];
     for (int32_t r = 0; r < item.count; ++r) {
-      from[r] = x_ + item.rows[r].row * x_stride_;
+      from[r] = x + item.rows[r].row * x_stride;
       to[r] =
           t_.data() + item.rows[r].entry * t_stride_ + item.part_index * slots_->padded_rank() + item.rank;
     }

@@ -24,10 +24,11 @@ class RowAdapters {
 
   /// Begins a linear operation of the plan. False if no row has an adapter that touches it; nothing else must
   /// then be called.
-  bool begin(size_t op, const float* x, int64_t x_stride);
+  bool begin(size_t op);
 
-  /// By every thread of a phase: t = A x of all rows and all parts of the matrix.
-  void project(Worker& worker);
+  /// By every thread of a phase: t = A x of all rows and all parts of the matrix. The threads may have x each
+  /// for itself.
+  void project(Worker& worker, const float* x, int64_t x_stride);
 
   /// Begins a tile of the operation: rows [first, first + count) of the step.
   void begin_tile(int64_t first, int64_t count);
@@ -70,8 +71,7 @@ class RowAdapters {
 
   // Of the operation that runs.
   const std::vector<int32_t>* targets_ = nullptr;
-  const float* x_ = nullptr;
-  int64_t x_stride_ = 0, columns_ = 0;
+  int64_t columns_ = 0;
   int64_t t_stride_ = 0;  // floats of an entry
   std::vector<float> t_;  // [entry][part][padded rank]
   std::vector<Item> items_;

@@ -156,6 +156,25 @@ TEST(samples_come_from_the_logits_of_their_row) {
                  "sample 1 of row 11 (sequence 0, position 11): the logit biases ban every token"));
 }
 
+TEST(a_norm_that_two_operations_read_is_there_for_both) {
+  const auto device = open(2);
+  const MiniModel model;
+  PlanSpec spec = make_spec(*device, model);
+  const auto last_norm = std::find_if(spec.ops.rbegin(), spec.ops.rend(),
+                                      [](const LabeledOp& op) { return op.label == "blk.1.ffn_norm"; });
+  const BufferId hidden = std::get<RmsNormOp>(last_norm->op).in, normed = std::get<RmsNormOp>(last_norm->op).out;
+  Random random(9);
+  const auto matrix = random_q1(*device, random, "beside", model.hidden, model.hidden);
+  spec.ops.insert(last_norm.base() + 1, {LinearOp{normed, matrix, hidden, true, {}}, "beside"});
+  const auto plan = device->compile(spec);
+  // The same row among few, whose norms operations take on the way, and among many.
+  const auto tokens = random_tokens(20, 3);
+  Sequence alone{tokens, {0, 1}, {}}, whole{tokens, {2, 3}, {}};
+  for (int i = 0; i < 20; ++i) advance(*device, plan, {&alone}, {1});
+  advance(*device, plan, {&whole}, {20});
+  CHECK(alone.logits == whole.logits);
+}
+
 TEST(what_is_not_finite_is_named) {
   const auto device = open(2);
   MiniModel model;

@@ -1,8 +1,10 @@
 #include "cpu/linear.h"
 
 #include <cstdlib>
+#include <utility>
 
 #include "check.h"
+#include "cpu/row_kernels.h"
 #include "niwaki/error.h"
 #include "tensors.h"
 
@@ -252,6 +254,44 @@ TEST(the_lowest_row_that_is_not_finite_is_named) {
           std::vector<float> y(24 * 70);
           run_job(pool,
                   [&] { CHECK(linear.run(pool, 24, x.data(), 384, y.data(), 70, scratch.data()) == row); });
+        }
+      }
+    }
+  }
+}
+
+TEST(rows_are_normed_on_the_way_to_the_same_bits) {
+  constexpr int64_t kColumns = 384, kOut = 203, kRows = Linear::kFewRows;
+  ThreadPool one(1), three(3);
+  const std::vector<float> weight = random_activations(1, kColumns, 1);
+  for (const DataType type : kAllTypes) {
+    const auto matrix = pack(three, {random_tensor(type, kOut, kColumns, 2)}, kColumns);
+    auto x = random_activations(kRows, kColumns, 3);
+    for (const Tier* tier : available_tiers()) {
+      const Linear linear(*tier, *matrix, Activation::kNone, false, 40);
+      CHECK(linear.takes_norm() == is_sign_type(type));
+      if (!linear.takes_norm()) continue;
+      const RowNorm norm{weight.data(), 1e-6f};
+      std::vector<float> normed(x.size());
+      for (int64_t row = 0; row < kRows; ++row) {
+        tier->rows.rms_norm(&x[static_cast<size_t>(row * kColumns)], norm.weight, norm.eps, kColumns,
+                            &normed[static_cast<size_t>(row * kColumns)]);
+      }
+      const auto expected = run(one, *tier, *matrix, Activation::kNone, kRows, normed);
+      for (ThreadPool* pool : {&one, &three}) {
+        const Scratch scratch(linear.scratch_bytes(pool->threads()));
+        for (int64_t rows = 1; rows <= kRows; ++rows) {
+          std::vector<float> y(static_cast<size_t>(rows * kOut), NAN);
+          const auto run_rows = [&] {
+            return linear.run(*pool, rows, x.data(), kColumns, y.data(), kOut, scratch.data(), nullptr, &norm);
+          };
+          run_job(*pool, [&] { CHECK(run_rows() == -1); });
+          CHECK(same_bits(y.data(), expected.data(), y.size()));
+          // Finite, but not its sum of squares.
+          const size_t last = static_cast<size_t>(rows * kColumns) - 1;
+          const float kept = std::exchange(x[last], 1e30f);
+          run_job(*pool, [&] { CHECK(run_rows() == rows - 1); });
+          x[last] = kept;
         }
       }
     }
