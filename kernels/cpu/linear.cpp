@@ -168,8 +168,8 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
     if (tile.norm != nullptr) {
       float* normed = worker_scratch(tile, worker) + 2 * sum_floats() + kWorkspaceFloats;
       for (int row = 0; row < tile.sign.rows; ++row) {
-        if (!row_kernels_.rms_norm(rows + row * rows_stride, tile.norm->weight, tile.norm->eps, matrix_.columns(),
-                                   normed + row * groups_ * kGroupColumns)) {
+        if (!row_kernels_.rms_norm(rows + row * rows_stride, tile.norm->weight, tile.norm->eps,
+                                   matrix_.columns(), normed + row * groups_ * kGroupColumns)) {
           report(row);
         }
       }

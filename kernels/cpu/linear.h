@@ -25,9 +25,9 @@ class Linear {
   /// Throws kInvalidArgument if the activation is SwiGLU and the matrix is not two tensors of equal rows.
   Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate, int64_t max_rows);
 
-  /// Up to so many rows of the step wait for memory; they can take a norm on the way: every thread norms them for
-  /// itself, which is sooner done than waiting for one that does it for all. Not for float tensors, which read
-  /// x where it lies.
+  /// Up to so many rows of the step wait for memory; they can take a norm on the way: every thread norms them
+  /// for itself, which is sooner done than waiting for one that does it for all. Not for float tensors, which
+  /// read x where it lies.
   static constexpr int kFewRows = 3;
   bool takes_norm() const { return !has_floats_; }
 

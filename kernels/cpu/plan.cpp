@@ -216,11 +216,13 @@ void CpuPlan::run_op(const LinearOp& op, size_t index) {
     const auto& before = std::get<RmsNormOp>(spec_.ops[index - 1].op);
     const RowNorm row_norm{before.weight->values().data(), before.eps};
     const Buffer& x = buffer(before.in);
-    if (linear.run(pool_, rows, x.data, x.stride, out.data, out.stride, linear_scratch_, adapted, &row_norm) < 0)
+    if (linear.run(pool_, rows, x.data, x.stride, out.data, out.stride, linear_scratch_, adapted, &row_norm) <
+        0)
       return;
     norm(before, index - 1);  // one after the other, to tell which of them it was
   }
-  const int64_t bad = linear.run(pool_, rows, in.data, in.stride, out.data, out.stride, linear_scratch_, adapted);
+  const int64_t bad =
+      linear.run(pool_, rows, in.data, in.stride, out.data, out.stride, linear_scratch_, adapted);
   require_finite(bad, op.in, index, "activations");
 }
 

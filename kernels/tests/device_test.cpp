@@ -162,7 +162,8 @@ TEST(a_norm_that_two_operations_read_is_there_for_both) {
   PlanSpec spec = make_spec(*device, model);
   const auto last_norm = std::find_if(spec.ops.rbegin(), spec.ops.rend(),
                                       [](const LabeledOp& op) { return op.label == "blk.1.ffn_norm"; });
-  const BufferId hidden = std::get<RmsNormOp>(last_norm->op).in, normed = std::get<RmsNormOp>(last_norm->op).out;
+  const BufferId hidden = std::get<RmsNormOp>(last_norm->op).in,
+                 normed = std::get<RmsNormOp>(last_norm->op).out;
   Random random(9);
   const auto matrix = random_q1(*device, random, "beside", model.hidden, model.hidden);
   spec.ops.insert(last_norm.base() + 1, {LinearOp{normed, matrix, hidden, true, {}}, "beside"});

@@ -283,7 +283,8 @@ TEST(rows_are_normed_on_the_way_to_the_same_bits) {
         for (int64_t rows = 1; rows <= kRows; ++rows) {
           std::vector<float> y(static_cast<size_t>(rows * kOut), NAN);
           const auto run_rows = [&] {
-            return linear.run(*pool, rows, x.data(), kColumns, y.data(), kOut, scratch.data(), nullptr, &norm);
+            return linear.run(*pool, rows, x.data(), kColumns, y.data(), kOut, scratch.data(), nullptr,
+                              &norm);
           };
           run_job(*pool, [&] { CHECK(run_rows() == -1); });
           CHECK(same_bits(y.data(), expected.data(), y.size()));
