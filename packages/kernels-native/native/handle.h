@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "errors.h"
+#include "external_memory.h"
 
 namespace niwaki::node {
 
@@ -25,7 +26,7 @@ class Handle final : public AnyHandle {
   void release(Napi::BasicEnv env) override {
     if (!object_) return;
     object_.reset();
-    if (bytes_ != 0) Napi::MemoryManagement::AdjustExternalMemory(env, -bytes_);
+    adjust_external_memory(env, -bytes_);
   }
 
  private:
@@ -43,7 +44,7 @@ Napi::Value wrap(Napi::Env env, std::shared_ptr<T> object, size_t bytes = 0) {
     delete owned;
   });
   handle.release();
-  if (reported != 0) Napi::MemoryManagement::AdjustExternalMemory(env, reported);
+  adjust_external_memory(env, reported);
   return external;
 }
 
