@@ -27,16 +27,6 @@ describe("KvCache", () => {
     expect(half.layer(2).cache).toBe(half);
   });
 
-  it("tells the garbage collector what it holds, and when that is gone", () => {
-    const before = process.memoryUsage().external;
-    const cache = device.createKvCache({ ...shape, layers: 64, blocks: 1000 });
-    const held = process.memoryUsage().external - before;
-    expect(held).toBeGreaterThan(0.9 * cache.byteLength);
-    expect(held).toBeLessThan(1.1 * cache.byteLength);
-    cache.dispose();
-    expect(process.memoryUsage().external - before).toBeLessThan(0.1 * cache.byteLength);
-  });
-
   it("copies, reads and writes blocks of all layers", async () => {
     using cache = device.createKvCache(shape);
     expect(cache.blockByteLength).toBe(cache.byteLength / shape.blocks);
@@ -85,7 +75,7 @@ describe("KvCache", () => {
     const registry = new FinalizationRegistry(() => collected++);
     for (let i = 0; i < 64; i++) {
       registry.register(device.createKvCache({ ...shape, blocks: 5000 }), i); // 61 MB each
-      await new Promise(setImmediate);
+      await new Promise((resolve) => setTimeout(resolve, 10)); // the collector works between the turns
     }
     expect(collected).toBeGreaterThan(10);
   });
