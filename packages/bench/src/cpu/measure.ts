@@ -17,7 +17,7 @@ export const QUICK: Workload = { decodeTokens: 16, promptTokens: 128, batchToken
 
 export const BATCH = 16;
 export const LONG_CONTEXT = 4096;
-const LONG_TOKENS = 24;
+const LONG_TOKENS = 96;
 export const MOST_ROWS = 64;
 
 /** One process's figures: tokens a second, but for the time to load and the bytes of weights in memory. */
