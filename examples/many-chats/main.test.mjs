@@ -7,6 +7,7 @@ import { frame } from "./view.mjs";
 const state = {
   step: {
     number: 7,
+    steps: 1,
     rows: 20,
     chunks: [
       { start: 40, end: 41 },
@@ -32,6 +33,8 @@ test("a frame shows each block, each row of the batch, and the chats that run fi
   const lines = frame(state, { columns: 60, rows: 24 }).map(plain);
   assert.deepEqual(lines.slice(0, 2), ["1 chats run, 0 wait, 1 of 3 are done, 2 preemptions", "346 tokens/s"]);
   assert.deepEqual(lines.slice(3, 5), ["step 7: 20 rows of 3 chats in 4.3 ms", "▮".repeat(20)]);
+  const burst = frame({ ...state, step: { ...state.step, steps: 4 } }, { columns: 60, rows: 24 });
+  assert.equal(plain(burst[3]), "step 7: 4 times 20 rows of 3 chats in 4.3 ms");
   assert.deepEqual(lines.slice(6, 8), ["█".repeat(50) + "▒".repeat(10), "·".repeat(40)]);
   assert.equal(lines[8], "· free  ▒ cached  █ held  █ shared  50 of 100 blocks, hit rate 25%");
   assert.match(lines[10], /^ {2}2 running {4}9 .*deep woods$/);

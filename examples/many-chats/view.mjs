@@ -44,7 +44,7 @@ function batch(step, columns) {
   const lengths = step.chunks.map(({ start, end }) => end - start);
   const decodes = lengths.filter((length) => length === 1).length;
   const time = (step.ended - step.started).toFixed(1);
-  const title = `step ${step.number}: ${step.rows} rows of ${step.chunks.length} chats in ${time} ms`;
+  const title = `step ${step.number}: ${step.steps > 1 ? `${step.steps} times ` : ""}${step.rows} rows of ${step.chunks.length} chats in ${time} ms`;
   const width = Math.min(step.rows, columns);
   const decodeWidth = Math.min(decodes, width);
   return [

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <chrono>
 #include <fstream>
+#include <iterator>
 #include <new>
+#include <span>
 #include <system_error>
 #include <thread>
 
@@ -24,7 +26,9 @@ using Clock = std::chrono::steady_clock;
 class CpuJob final : public Job {
  public:
   void cancel() override { cancelled.store(true, std::memory_order_relaxed); }
+  void finish() override { finished.store(true, std::memory_order_relaxed); }
   std::atomic<bool> cancelled{false};
+  std::atomic<bool> finished{false};
 };
 
 /// Cores that this process may use: its affinity, and the share of processor time that its control group
@@ -36,6 +40,18 @@ int32_t usable_cores() {
   if (limit >> quota >> period && quota > 0 && period > 0)
     cores = std::min(cores, std::max<int64_t>(1, quota / period));
   return static_cast<int32_t>(std::min<int64_t>(cores, 256));
+}
+
+/// Makes a step the one that follows it.
+void become_following(Step& step, std::span<const SampleResult> chosen) {
+  step.tokens.resize(chosen.size());
+  step.outputs.resize(chosen.size());
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    step.tokens[i] = chosen[i].token;
+    step.outputs[i] = static_cast<int32_t>(i);
+    step.sequences[i].row_count = 1;
+    ++step.sequences[i].context_length;
+  }
 }
 
 /// What a job throws, as an Error of this library where it has a code for it.
@@ -137,6 +153,7 @@ class CpuDevice final : public Device {
       const std::exception_ptr failure = failure_of([&] {
         start(*job, "the step");
         result = plan->run(step, job->cancelled);
+        run_following(*plan, step, *job, result.samples);
         result.waited = std::chrono::duration<double>(std::max(submitted, free_since_) - submitted).count();
       });
       plan.reset();
@@ -171,6 +188,23 @@ class CpuDevice final : public Device {
     if (cpu_slots == nullptr || cpu_slots->plan().owner() != identity_.get())
       throw Error(ErrorCode::kInvalidArgument, "the adapter slots were made on another device");
     return cpu_slots;
+  }
+
+  /// Runs the steps that follow `step`, which becomes one after the other; `samples` has those of the first.
+  static void run_following(CpuPlan& plan, Step& step, const CpuJob& job,
+                            std::vector<SampleResult>& samples) {
+    const size_t count = step.samples.size();
+    for (int32_t left = step.following; left > 0; --left) {
+      if (job.finished.load(std::memory_order_relaxed)) return;
+      const auto chosen = std::span(samples).last(count);
+      for (size_t i = 0; i < count; ++i) {
+        const auto& stop = step.samples[i].stop_tokens;
+        if (std::find(stop.begin(), stop.end(), chosen[i].token) != stop.end()) return;
+      }
+      become_following(step, chosen);
+      StepResult next = plan.run(step, job.cancelled);
+      std::move(next.samples.begin(), next.samples.end(), std::back_inserter(samples));
+    }
   }
 
   /// Runs f when all that was queued before has ended.

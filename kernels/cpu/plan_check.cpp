@@ -213,9 +213,33 @@ void check_sample(const PlanSpec& spec, const Step& step, size_t i) {
            "-1 to the vocabulary's size");
   for (const int32_t token : s.history)
     check_token("sample", i, "a token of history", token, spec.vocabulary);
+  for (const int32_t token : s.stop_tokens) check_token("sample", i, "a stop token", token, spec.vocabulary);
   for (const auto& [token, bias] : s.bias) {
     check_token("sample", i, "a token of bias", token, spec.vocabulary);
     in_range("sample", i, "a bias", bias, bias < INFINITY, "finite or -infinity");
+  }
+}
+
+/// Each sequence must have what a decode step of it needs.
+void check_following(const Step& step) {
+  const auto require = [](bool holds, const std::string& what) {
+    if (!holds) refuse("where steps follow, " + what);
+  };
+  const size_t sequences = step.sequences.size();
+  require(!step.want_logits, "logits cannot be wanted");
+  require(step.outputs.size() == sequences && step.samples.size() == sequences,
+          "every sequence must have one output row and one sample");
+  size_t end = 0;
+  for (size_t i = 0; i < sequences; ++i) {
+    const StepSequence& sequence = step.sequences[i];
+    end += static_cast<size_t>(sequence.row_count);
+    require(
+        static_cast<size_t>(step.outputs[i]) + 1 == end && static_cast<size_t>(step.samples[i].output) == i,
+        "output and sample " + std::to_string(i) + " must be of the last row of sequence " +
+            std::to_string(i));
+    require(step.samples[i].history.empty(),
+            "samples cannot have a history, got one for sample " + std::to_string(i));
+    require(sequence.context_length <= INT32_MAX - step.following, "positions must be below 2^31");
   }
 }
 
@@ -252,6 +276,7 @@ int32_t kv_blocks(const PlanSpec& spec) {
 }
 
 void check_step(const PlanSpec& spec, const Step& step) {
+  if (step.following < 0) refuse("following must be at least 0, got " + number(step.following));
   const size_t rows = step.tokens.size();
   if (rows < 1 || rows > static_cast<size_t>(spec.max_rows)) {
     refuse("must have 1 to " + number(spec.max_rows) + " rows, got " + std::to_string(rows));
@@ -271,12 +296,11 @@ void check_step(const PlanSpec& spec, const Step& step) {
     check_adapters(step, i);
     if (counted > rows) break;
     if (blocks == 0) continue;
-    const size_t needed = (static_cast<size_t>(s.context_length) + static_cast<size_t>(spec.block_size) - 1) /
-                          static_cast<size_t>(spec.block_size);
+    const int64_t tokens = int64_t{s.context_length} + step.following;
+    const auto needed = static_cast<size_t>((tokens + spec.block_size - 1) / spec.block_size);
     if (s.block_table.size() < needed) {
       refuse("sequence " + std::to_string(i) + ": block_table must have " + std::to_string(needed) +
-             " blocks for " + number(s.context_length) + " tokens, got " +
-             std::to_string(s.block_table.size()));
+             " blocks for " + number(tokens) + " tokens, got " + std::to_string(s.block_table.size()));
     }
     for (size_t b = 0; b < needed; ++b) {
       if (s.block_table[b] < 0 || s.block_table[b] >= blocks) {
@@ -284,7 +308,7 @@ void check_step(const PlanSpec& spec, const Step& step) {
                number(blocks - 1) + ", got " + number(s.block_table[b]));
       }
     }
-    for (int32_t p = s.context_length - s.row_count; p < s.context_length; ++p) {
+    for (int64_t p = s.context_length - s.row_count; p < tokens; ++p) {
       slots.push_back(int64_t{s.block_table[static_cast<size_t>(p / spec.block_size)]} * spec.block_size +
                       p % spec.block_size);
     }
@@ -313,6 +337,7 @@ void check_step(const PlanSpec& spec, const Step& step) {
     }
   }
   for (size_t i = 0; i < step.samples.size(); ++i) check_sample(spec, step, i);
+  if (step.following != 0) check_following(step);
 }
 
 }  // namespace niwaki

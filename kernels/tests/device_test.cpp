@@ -156,6 +156,86 @@ TEST(samples_come_from_the_logits_of_their_row) {
                  "sample 1 of row 11 (sequence 0, position 11): the logit biases ban every token"));
 }
 
+/// A prompt's last rows and a decode row, drawn and greedy, and what may follow them.
+Step step_with(int32_t following) {
+  Step step;
+  step.tokens = random_tokens(6, 8);
+  step.sequences = {{5, 5, {0, 7}}, {1, 1, {3, 2}}};
+  step.outputs = {4, 5};
+  step.samples.resize(2);
+  step.samples[0].temperature = 1;
+  step.samples[0].seed = 11;
+  step.samples[1].output = 1;
+  step.samples[1].logprobs = 2;
+  step.following = following;
+  return step;
+}
+
+TEST(steps_that_follow_choose_what_they_do_one_by_one) {
+  for (const int threads : {1, 2}) {
+    const auto device = open(threads);
+    const auto plan = device->compile(make_spec(*device, {}));
+    Step step = step_with(0);
+    std::vector<SampleResult> expected;
+    for (int i = 0; i < 20; ++i) {
+      const StepResult result = run(*device, plan, step);
+      CHECK(result.samples.size() == 2);
+      expected.insert(expected.end(), result.samples.begin(), result.samples.end());
+      step.tokens = {result.samples[0].token, result.samples[1].token};
+      step.outputs = {0, 1};
+      for (StepSequence& sequence : step.sequences) {
+        sequence.row_count = 1;
+        ++sequence.context_length;
+      }
+    }
+    const auto check = [&](const StepResult& result, size_t steps) {
+      CHECK(result.samples.size() == 2 * steps);
+      for (size_t i = 0; i < result.samples.size(); ++i) {
+        CHECK(result.samples[i].token == expected[i].token);
+        CHECK(result.samples[i].top.size() == (i % 2 == 0 ? 0u : 2u));
+        if (i % 2 == 1) CHECK(result.samples[i].logprob == expected[i].logprob);
+      }
+    };
+    check(run(*device, plan, step_with(19)), 20);
+    check(run(*device, plan, step_with(1)), 2);
+
+    // The first step that chooses a stop token is the last: that of either sequence, of which one counts.
+    for (size_t i : {0u, 1u, 6u, 13u}) {
+      Step stops = step_with(19);
+      stops.samples[i % 2].stop_tokens = {299, expected[i].token};
+      size_t first = i % 2;
+      while (expected[first].token != expected[i].token && expected[first].token != 299) first += 2;
+      check(run(*device, plan, stops), first / 2 + 1);
+    }
+  }
+}
+
+TEST(steps_that_follow_end_when_they_are_asked_to) {
+  const auto device = open(2);
+  const auto plan = device->compile(make_spec(*device, {}));
+  Hold hold(*device);
+  std::promise<StepResult> finished;
+  const auto job = device->run(plan, step_with(19), [&](std::exception_ptr failure, StepResult result) {
+    CHECK(failure == nullptr);
+    finished.set_value(std::move(result));
+  });
+  job->finish();
+  hold.release();
+  CHECK(finished.get_future().get().samples.size() == 2);
+
+  // One that runs: at the latest when it has ended.
+  for (int i = 0; i < 20; ++i) {
+    std::promise<size_t> steps;
+    const auto running = device->run(plan, step_with(19), [&](std::exception_ptr, StepResult result) {
+      steps.set_value(result.samples.size());
+    });
+    for (int spin = 0; spin < i * 2000; ++spin) std::atomic_signal_fence(std::memory_order_seq_cst);
+    running->finish();
+    const size_t samples = steps.get_future().get();
+    CHECK(samples % 2 == 0 && samples >= 2 && samples <= 40);
+  }
+}
+
 TEST(a_norm_that_two_operations_read_is_there_for_both) {
   const auto device = open(2);
   const MiniModel model;

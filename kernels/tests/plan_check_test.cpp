@@ -245,6 +245,46 @@ TEST(outputs_and_samples_of_a_step) {
   CHECK(is(sample_error([](SampleSpec& s) { s.bias = {{1, -kInf}}; }), ""));
 }
 
+TEST(what_steps_that_follow_need) {
+  const auto error = [](auto change) {
+    return step_error([&](Step& s) {
+      s.sequences = {{3, 10, {0}}, {2, 12, {1}}};
+      s.outputs = {2, 4};
+      s.samples.resize(2);
+      s.samples[0].output = 0;
+      s.samples[1].output = 1;
+      s.following = 4;
+      change(s);
+    });
+  };
+  CHECK(is(error([](Step&) {}), ""));
+  CHECK(is(error([](Step& s) { s.following = -1; }), "step: following must be at least 0, got -1"));
+  CHECK(is(error([](Step& s) { s.following = 5; }),
+           "step: sequence 1: block_table must have 2 blocks for 17 tokens, got 1"));
+  CHECK(is(error([](Step& s) {
+             s.sequences[0] = {3, 10, {0, 1}};
+             s.sequences[1] = {2, 12, {2, 1}};
+             s.following = 20;
+           }),
+           "step: two rows write slot 0 of block 1"));
+  const std::string start = "step: where steps follow, ";
+  CHECK(is(error([](Step& s) { s.want_logits = true; }), start + "logits cannot be wanted"));
+  CHECK(is(error([](Step& s) { s.samples.pop_back(); }),
+           start + "every sequence must have one output row and one sample"));
+  CHECK(is(error([](Step& s) {
+             s.outputs = {2, 3};
+           }),
+           start + "output and sample 1 must be of the last row of sequence 1"));
+  CHECK(is(error([](Step& s) { std::swap(s.samples[0], s.samples[1]); }),
+           start + "output and sample 0 must be of the last row of sequence 0"));
+  CHECK(is(error([](Step& s) { s.samples[1].history = {5}; }),
+           start + "samples cannot have a history, got one for sample 1"));
+  CHECK(is(error([](Step& s) {
+             s.samples[1].stop_tokens = {5, 300};
+           }),
+           "step: sample 1: a stop token must be 0 to 299, got 300"));
+}
+
 TEST(kv_caches) {
   const auto refused = [](KvShape shape, ErrorCode code) {
     try {

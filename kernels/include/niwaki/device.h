@@ -21,12 +21,14 @@ class Plan {
   virtual size_t bytes() const = 0;
 };
 
-/// A submitted piece of work. Cancelling is a request: a step stops between operations and ends with
-/// kCancelled.
+/// A submitted piece of work.
 class Job {
  public:
   virtual ~Job() = default;
+  /// Cancelling is a request: a step stops between operations and ends with kCancelled.
   virtual void cancel() = 0;
+  /// Of several steps that follow one another, the one that runs is the last; other work takes no notice.
+  virtual void finish() = 0;
 };
 
 /// Steps in flight and loads run one after another, in the order they were submitted, on the device's

@@ -42,6 +42,7 @@ struct SampleSpec {
       -1;  // -1: none; n: of the chosen token and of the n most likely, of the unmodified logits
   std::vector<int32_t> history;                 // the window that the penalties look at
   std::vector<std::pair<int32_t, float>> bias;  // token, added to its logit; -infinity bans it
+  std::vector<int32_t> stop_tokens;             // that no step follows (Step::following)
 };
 
 /// One forward pass: any mix of prompt chunks and decode rows.
@@ -52,6 +53,11 @@ struct Step {
   std::vector<SampleSpec> samples;
   std::shared_ptr<const AdapterSlots> adapter_slots;  // that the sequences' adapters are in
   bool want_logits = false;                           // copy the logits of every output row into the result
+  /// So many steps may follow at once, each a decode step of the same sequences: the row of a sequence is the
+  /// token that the step before chose for it, one position on. Then the last row of each sequence, and no
+  /// other, is an output and has its sample, in the same order and without history, block tables reach as
+  /// far, and logits are not wanted. The first step that chooses one of the stop tokens is the last.
+  int32_t following = 0;
 };
 
 struct TokenLogprob {
@@ -66,7 +72,7 @@ struct SampleResult {
 };
 
 struct StepResult {
-  std::vector<SampleResult> samples;  // one per SampleSpec
+  std::vector<SampleResult> samples;  // one per SampleSpec, of each of the steps that ran
   std::vector<float> logits;          // [outputs, vocabulary] if want_logits
   double waited = 0;                  // seconds until the device had done what was submitted before
 };

@@ -41,10 +41,12 @@ export function timeline(steps: readonly StepRecord[], requestNames: readonly st
   for (const [i, text] of requestNames.entries()) name(i + 1, text);
   for (const step of steps) {
     slice(ENGINE, "plan", step.begun, step.planned, { step: step.number });
-    slice(ENGINE, `step of ${step.rows}`, step.started, step.ended, { step: step.number, rows: step.rows });
+    const what = step.steps === 1 ? `step of ${step.rows}` : `${step.steps} steps of ${step.rows}`;
+    slice(ENGINE, what, step.started, step.ended, { step: step.number, steps: step.steps, rows: step.rows });
     slice(ENGINE, "deliver", step.ended, step.delivered, { step: step.number });
-    for (const { request, start, end, sample } of step.chunks) {
-      const what = end - start === 1 && sample ? "decode" : `prefill ${start}–${end}`;
+    for (const { request, start, end: firstEnd, sample } of step.chunks) {
+      const end = firstEnd + step.steps - 1;
+      const what = firstEnd - start === 1 && sample ? "decode" : `prefill ${start}–${end}`;
       slice(request, what, step.started, step.ended, { step: step.number, start, end });
     }
     for (const request of step.preempted) slice(request, "preempted", step.begun, step.planned, { step: step.number });

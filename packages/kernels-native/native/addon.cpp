@@ -34,6 +34,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add<read_training>(exports, "readTraining");
   add<write_training>(exports, "writeTraining");
   add<cancel_job>(exports, "cancelJob");
+  add<finish_job>(exports, "finishJob");
   add<dispose>(exports, "dispose");
   return exports;
 }

@@ -29,6 +29,11 @@ Napi::Value cancel_job(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value finish_job(const Napi::CallbackInfo& info) {
+  JobQueue::of(info.Env())->finish(info[0].As<Napi::Number>().Uint32Value());
+  return info.Env().Undefined();
+}
+
 Napi::Value dispose(const Napi::CallbackInfo& info) {
   info[0].As<Napi::External<AnyHandle>>().Data()->release(info.Env());
   return info.Env().Undefined();

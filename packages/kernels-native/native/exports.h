@@ -8,6 +8,7 @@ namespace niwaki::node {
 Napi::Value tiers(const Napi::CallbackInfo& info);        // () => string[]
 Napi::Value open_device(const Napi::CallbackInfo& info);  // (threads, tier) => { handle, threads, tier }
 Napi::Value cancel_job(const Napi::CallbackInfo& info);   // (job) => void
+Napi::Value finish_job(const Napi::CallbackInfo& info);   // (job) => void
 Napi::Value dispose(const Napi::CallbackInfo& info);      // (handle) => void
 
 // mapped_file.cpp
@@ -36,7 +37,7 @@ Napi::Value adapter_row_norms(const Napi::CallbackInfo& info);  // (device, slot
 // step.cpp
 Napi::Value run_plan(
     const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, adapters,
-                                      //  adapterSlots, logits, callback) => job
+                                      //  adapterSlots, logits, following, callback) => job
 
 // training.cpp
 Napi::Value compile_training(

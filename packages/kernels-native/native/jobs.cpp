@@ -50,6 +50,11 @@ void JobQueue::cancel(uint32_t id) {
   if (found != jobs_.end() && found->second->job) found->second->job->cancel();
 }
 
+void JobQueue::finish(uint32_t id) {
+  const auto found = jobs_.find(id);
+  if (found != jobs_.end() && found->second->job) found->second->job->finish();
+}
+
 void JobQueue::complete(PendingJob* job) {
   // Under the lock, so that close() cannot return while this thread still uses the thread-safe function.
   std::lock_guard lock(mutex_);

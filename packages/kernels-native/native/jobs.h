@@ -39,8 +39,9 @@ class JobQueue {
   uint32_t add(Napi::Env env, std::unique_ptr<PendingJob> job);
   /// Forgets a job that could not be submitted.
   void remove(Napi::Env env, uint32_t id);
-  /// Asks a job to stop; nothing happens if it has already ended.
+  /// Asks a job to stop, or to end with the step that runs; nothing happens if it has already ended.
   void cancel(uint32_t id);
+  void finish(uint32_t id);
   /// Any thread: the job has ended, its result is in place.
   void complete(PendingJob* job);
 

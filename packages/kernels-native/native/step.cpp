@@ -13,7 +13,7 @@
 //   samples, Float64Array, each    output, temperature, topK, topP, minP, repetition, presence, frequency,
 //   seed (low 32
 //                                  bits, high 32 bits), logprobs, number of history tokens, number of biases,
-//                                  history..., (token, bias)...
+//                                  number of stop tokens, history..., (token, bias)..., stop tokens...
 //   adapters, Float64Array, each   sequence, slot, weight
 //   result, Float64Array, each     token, logprob, number of top tokens, (token, logprob)...
 // A result is an array of it, the logits or null, and the milliseconds that the step waited.
@@ -67,11 +67,13 @@ std::vector<SampleSpec> read_samples(std::span<const double> from) {
     sample.logprobs = next_int();
     sample.history.resize(static_cast<size_t>(next()));
     sample.bias.resize(static_cast<size_t>(next()));
+    sample.stop_tokens.resize(static_cast<size_t>(next()));
     for (auto& token : sample.history) token = next_int();
     for (auto& [token, bias] : sample.bias) {
       token = next_int();
       bias = next_float();
     }
+    for (auto& token : sample.stop_tokens) token = next_int();
     samples.push_back(std::move(sample));
   }
   return samples;
@@ -128,13 +130,14 @@ Napi::Value run_plan(const Napi::CallbackInfo& info) {
             .outputs = {outputs.begin(), outputs.end()},
             .samples = read_samples(span_of<Napi::Float64Array>(info[5])),
             .adapter_slots = info[7].IsNull() ? nullptr : unwrap<AdapterSlots>(info[7]),
-            .want_logits = info[8].As<Napi::Boolean>().Value()};
+            .want_logits = info[8].As<Napi::Boolean>().Value(),
+            .following = info[9].As<Napi::Number>().Int32Value()};
   read_adapters(span_of<Napi::Float64Array>(info[6]), step.sequences);
 
   auto pending = std::make_unique<PendingStep>();
   pending->device = unwrap<Device>(info[0]);
   pending->want_logits = step.want_logits;
-  pending->callback = Napi::Persistent(info[9].As<Napi::Function>());
+  pending->callback = Napi::Persistent(info[10].As<Napi::Function>());
   auto plan = unwrap<Plan>(info[1]);
   return start_job(info.Env(), std::move(pending),
                    [&](PendingStep* job, const std::shared_ptr<JobQueue>& queue) {

@@ -106,6 +106,7 @@ export interface Addon {
     adapters: Float64Array,
     adapterSlots: Handle<"AdapterSlots"> | null,
     logits: boolean,
+    following: number,
     callback: Callback<[samples: Float64Array, logits: Float32Array | null, waited: number]>,
   ): JobId;
   compileTraining(
@@ -142,6 +143,7 @@ export interface Addon {
     callback: Callback<number>,
   ): JobId;
   cancelJob(job: JobId): void;
+  finishJob(job: JobId): void;
   dispose(handle: AnyHandle): void;
 }
 

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { cpuTiers, Device } from "./device.js";
+import type { Step } from "./step.js";
 import { firstDifference } from "./test-bits.js";
 import { failure } from "./test-errors.js";
 import { referenceLogits, relativeError } from "./test-reference.js";
@@ -77,6 +78,44 @@ describe("Plan", () => {
     const { logits: expected } = await model.step(tokens.slice(0, 3), 0, { blocks: [12] });
     const steps = await Promise.all(tokens.slice(0, 3).map((token, i) => model.step([token], i)));
     expect(steps.flatMap(({ logits }) => [...logits])).toEqual([...expected]);
+  });
+
+  it("lets steps follow until they are enough", async () => {
+    const { plan, step } = await slowPlan(device);
+    using model = await TinyModel.load(device, tinyWeights("Q1_0"));
+    const first = {
+      tokens: Int32Array.of(1, 2),
+      sequences: [{ rowCount: 2, contextLength: 2, blockTable: Int32Array.of(3, 4) }],
+      outputs: Int32Array.of(1),
+      samples: [{ output: 0, temperature: 1, seed: 3 }],
+    };
+    const { samples: expected } = await model.plan.run({ ...first, following: 30 });
+    expect(expected).toHaveLength(31);
+    // As the steps one by one.
+    let next: Step = first;
+    for (const { token } of expected) {
+      expect((await model.plan.run(next)).samples[0]!.token).toBe(token);
+      const contextLength = next.sequences[0]!.contextLength + 1;
+      const sequences = [{ ...first.sequences[0]!, rowCount: 1, contextLength }];
+      next = { ...first, tokens: Int32Array.of(token), sequences, outputs: Int32Array.of(0) };
+    }
+    const stop = expected[7]!.token;
+    const stopped = await model.plan.run({
+      ...first,
+      samples: [{ ...first.samples[0]!, stopTokens: [stop] }],
+      following: 30,
+    });
+    expect(stopped.samples).toEqual(expected.slice(0, expected.findIndex(({ token }) => token === stop) + 1));
+
+    const enough = new AbortController();
+    const occupied = plan.run(step); // what follows has to wait
+    const run = model.plan.run({ ...first, following: 30 }, { enough: enough.signal });
+    enough.abort();
+    expect((await run).samples).toEqual(expected.slice(0, 1));
+    const late = await model.plan.run({ ...first, following: 30 }, { enough: enough.signal });
+    expect(late.samples).toEqual(expected.slice(0, 1));
+    await occupied;
+    plan.dispose();
   });
 
   it("copies the arrays of a step at the call", async () => {

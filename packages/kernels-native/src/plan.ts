@@ -33,19 +33,35 @@ export class Plan implements Disposable {
    * Runs a step on the threads of the device; runs go one after another, in the order of the calls. The arrays of the step
    * are copied at the call. Rejects with a KernelError: `invalid-argument`, `non-finite` (activations that are NaN or
    * infinite: the message names the label of the operation), `cancelled` (the signal was aborted, which is looked at
-   * between operations), `disposed`.
+   * between operations), `disposed`. When `enough` is aborted, no step follows the one that runs (`Step.following`).
    */
-  async run(step: Step, options: { signal?: AbortSignal } = {}): Promise<StepResult> {
+  async run(step: Step, options: { signal?: AbortSignal; enough?: AbortSignal } = {}): Promise<StepResult> {
     const plan = this.#owner.handle;
     const device = this.#device.handle;
-    const { signal } = checkObject("options", options);
+    const { signal, enough } = checkObject("options", options);
     if (signal !== undefined) checkInstance("options.signal", signal, AbortSignal);
-    const { tokens, sequences, outputs, samples, adapters, adapterSlots, logits } = flattenStep(step, this.#limits);
+    if (enough !== undefined) checkInstance("options.enough", enough, AbortSignal);
+    const flat = flattenStep(step, this.#limits);
+    const { tokens, sequences, outputs, samples, adapters, adapterSlots, logits } = flat;
+    const following = enough?.aborted ? 0 : flat.following;
     const submitted = performance.now();
     const result = await this.#jobs.start<[samples: Float64Array, logits: Float32Array | null, waited: number]>(
       (callback) =>
-        addon().runPlan(device, plan, tokens, sequences, outputs, samples, adapters, adapterSlots, logits, callback),
+        addon().runPlan(
+          device,
+          plan,
+          tokens,
+          sequences,
+          outputs,
+          samples,
+          adapters,
+          adapterSlots,
+          logits,
+          following,
+          callback,
+        ),
       signal,
+      enough,
     );
     return { samples: readSamples(result[0]), logits: result[1], started: submitted + result[2] };
   }

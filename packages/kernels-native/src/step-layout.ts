@@ -13,6 +13,7 @@ interface FlatStep {
   adapters: Float64Array;
   adapterSlots: Handle<"AdapterSlots"> | null;
   logits: boolean;
+  following: number;
 }
 
 const none = new Float64Array(0);
@@ -22,7 +23,7 @@ const maxMix = 16;
 /** Checks everything but the block ids (C++ knows how many there are) and flattens the step. */
 export function flattenStep(step: Step, limits: PlanLimits): FlatStep {
   checkObject("step", step);
-  const { tokens, outputs, samples = [], adapterSlots, logits = false } = step;
+  const { tokens, outputs, samples = [], adapterSlots, logits = false, following = 0 } = step;
   checkArray("step.tokens", tokens);
   if (tokens.length === 0 || tokens.length > limits.maxRows) {
     throw invalid("step.tokens.length", tokens.length, `a step has from 1 to ${limits.maxRows} rows`);
@@ -32,15 +33,41 @@ export function flattenStep(step: Step, limits: PlanLimits): FlatStep {
   if (!Array.isArray(samples)) throw invalid("step.samples", samples, "it must be an array");
   if (adapterSlots !== undefined) checkInstance("step.adapterSlots", adapterSlots, AdapterSlots);
   if (typeof logits !== "boolean") throw invalid("step.logits", logits, "it must be a boolean");
-  return {
+  checkInteger("step.following", following, 0);
+  const flat = {
     tokens,
-    sequences: flattenSequences(step, limits.blockSize),
+    sequences: flattenSequences(step, following, limits.blockSize),
     outputs,
     samples: samples.length === 0 ? none : flattenSamples(samples, outputs.length, limits.vocabulary),
     adapters: flattenAdapters(step),
     adapterSlots: adapterSlots?.handle ?? null,
     logits,
+    following,
   };
+  if (following > 0) checkFollowing(step, following);
+  return flat;
+}
+
+/** Each sequence must have what a decode step of it needs. */
+function checkFollowing({ sequences, outputs, samples = [], logits }: Step, following: number): void {
+  const refuse = (argument: string, value: unknown, reason: string) => {
+    throw invalid(argument, value, `${reason}, as ${following} steps may follow`);
+  };
+  const each = `each of the ${sequences.length} sequences must have one`;
+  if (logits === true) refuse("step.logits", logits, "it must be absent or false");
+  if (outputs.length !== sequences.length) refuse("step.outputs.length", outputs.length, each);
+  if (samples.length !== sequences.length) refuse("step.samples.length", samples.length, each);
+  let end = 0;
+  for (const [i, { rowCount }] of sequences.entries()) {
+    end += rowCount;
+    if (outputs[i] !== end - 1)
+      refuse(`step.outputs[${i}]`, outputs[i], `it must be ${end - 1}, the sequence's last row`);
+    const { output, history } = samples[i]!;
+    if (output !== i) refuse(`step.samples[${i}].output`, output, `it must be ${i}`);
+    if (history !== undefined && history.length > 0) {
+      refuse(`step.samples[${i}].history`, history, "it must be empty: it would lack the tokens of these steps");
+    }
+  }
 }
 
 function checkArray(argument: string, array: Int32Array): void {
@@ -68,7 +95,7 @@ function checkOutputs(outputs: Int32Array, rows: number, maxOutputs: number): vo
   }
 }
 
-function flattenSequences(step: Step, blockSize: number): Int32Array {
+function flattenSequences(step: Step, following: number, blockSize: number): Int32Array {
   const { sequences, tokens } = step;
   if (!Array.isArray(sequences)) throw invalid("step.sequences", sequences, "it must be an array");
   let rows = 0;
@@ -79,12 +106,12 @@ function flattenSequences(step: Step, blockSize: number): Int32Array {
     rows += checkInteger(`${of}.rowCount`, rowCount, 1);
     checkInteger(`${of}.contextLength`, contextLength, rowCount);
     checkArray(`${of}.blockTable`, blockTable);
-    const blocks = Math.ceil(contextLength / blockSize);
+    const blocks = Math.ceil((contextLength + following) / blockSize);
     if (blockTable.length < blocks) {
       throw invalid(
         `${of}.blockTable.length`,
         blockTable.length,
-        `a context of ${contextLength} takes ${blocks} blocks of ${blockSize}`,
+        `a context of ${contextLength + following} takes ${blocks} blocks of ${blockSize}`,
       );
     }
     size += 3 + blocks;
@@ -99,7 +126,7 @@ function flattenSequences(step: Step, blockSize: number): Int32Array {
   const flat = new Int32Array(size);
   let at = 0;
   for (const { rowCount, contextLength, blockTable } of sequences) {
-    const blocks = Math.ceil(contextLength / blockSize);
+    const blocks = Math.ceil((contextLength + following) / blockSize);
     flat[at] = rowCount;
     flat[at + 1] = contextLength;
     flat[at + 2] = blocks;
@@ -126,15 +153,18 @@ function flattenAdapters({ sequences, adapterSlots }: Step): Float64Array {
   return flat.length === 0 ? none : Float64Array.from(flat);
 }
 
-const sampleHead = 13;
+const sampleHead = 14;
 
 function flattenSamples(samples: SampleSpec[], outputs: number, vocabulary: number): Float64Array {
   let size = 0;
   for (let i = 0; i < samples.length; i++) {
-    const { history, bias } = checkObject(`step.samples[${i}]`, samples[i]!);
+    const { history, bias, stopTokens } = checkObject(`step.samples[${i}]`, samples[i]!);
     if (history !== undefined) checkArray(`step.samples[${i}].history`, history);
     if (bias !== undefined) checkInstance(`step.samples[${i}].bias`, bias as Map<number, number>, Map);
-    size += sampleHead + (history?.length ?? 0) + 2 * (bias?.size ?? 0);
+    if (stopTokens !== undefined && !Array.isArray(stopTokens)) {
+      throw invalid(`step.samples[${i}].stopTokens`, stopTokens, "it must be an array");
+    }
+    size += sampleHead + (history?.length ?? 0) + 2 * (bias?.size ?? 0) + (stopTokens?.length ?? 0);
   }
   const flat = new Float64Array(size);
   let at = 0;
@@ -151,7 +181,7 @@ function writeSample(
   flat: Float64Array,
   start: number,
 ): number {
-  const { history, bias } = sample;
+  const { history, bias, stopTokens } = sample;
   const seed = checkSeed(`${of}.seed`, sample.seed ?? 0);
   let at = start;
   flat[at++] = checkInteger(`${of}.output`, sample.output, 0, outputs - 1);
@@ -172,6 +202,7 @@ function writeSample(
   flat[at++] = sample.logprobs === undefined ? -1 : checkInteger(`${of}.logprobs`, sample.logprobs, 0, vocabulary);
   flat[at++] = history?.length ?? 0;
   flat[at++] = bias?.size ?? 0;
+  flat[at++] = stopTokens?.length ?? 0;
   if (history !== undefined) {
     checkTokens(`${of}.history`, history, vocabulary);
     flat.set(history, at);
@@ -181,6 +212,11 @@ function writeSample(
     for (const [token, value] of bias) {
       flat[at++] = checkInteger(`${of}.bias, a token`, token, 0, vocabulary - 1);
       flat[at++] = checkNumber(`${of}.bias of ${token}`, value, "finite or -Infinity", (x) => x < Infinity);
+    }
+  }
+  if (stopTokens !== undefined) {
+    for (let i = 0; i < stopTokens.length; i++) {
+      flat[at++] = checkInteger(`${of}.stopTokens[${i}]`, stopTokens[i]!, 0, vocabulary - 1);
     }
   }
   return at;

@@ -105,11 +105,35 @@ describe("a step", () => {
       [{ bias: { 5: 1 } }, "bias is an Object: it must be a Map"],
       [{ bias: new Map([[100, 1]]) }, "bias, a token is 100: it must be an integer from 0 to 99"],
       [{ bias: new Map([[5, Infinity]]) }, "bias of 5 is Infinity: it must be finite or -Infinity"],
+      [{ stopTokens: new Set([5]) }, "stopTokens is a Set: it must be an array"],
+      [{ stopTokens: [5, 100] }, "stopTokens[1] is 100: it must be an integer from 0 to 99"],
     ];
     for (const [change, message] of cases) {
       expect(await messageOf({ samples: [{ output: 0, ...change }] })).toBe(`step.samples[0].${message}`);
     }
     const all = new Map(Array.from({ length: 100 }, (_, token) => [token, Number.NEGATIVE_INFINITY] as const));
     expect(await messageOf({ samples: [{ output: 0, bias: all }] })).toMatch(/ban/);
+  });
+
+  it("says what it needs where others follow", async () => {
+    const of = (change: Partial<Record<keyof Step, unknown>>) =>
+      messageOf({ samples: [{ output: 0 }], following: 4, ...change });
+    expect(await of({ following: -1 })).toBe("step.following is -1: it must be an integer from 0 to 2147483647");
+    expect(await of({ following: 14 })).toBe(
+      "step.sequences[0].blockTable.length is 1: a context of 17 takes 2 blocks of 16",
+    );
+    expect(await of({ logits: true })).toBe("step.logits is true: it must be absent or false, as 4 steps may follow");
+    expect(await of({ samples: [] })).toBe(
+      "step.samples.length is 0: each of the 1 sequences must have one, as 4 steps may follow",
+    );
+    expect(await of({ outputs: Int32Array.of(1, 2) })).toMatch(/^step\.outputs\.length is 2: /);
+    expect(await of({ outputs: Int32Array.of(1) })).toBe(
+      "step.outputs[0] is 1: it must be 2, the sequence's last row, as 4 steps may follow",
+    );
+    expect(await of({ samples: [{ output: 0, history: Int32Array.of(3) }] })).toMatch(
+      /^step\.samples\[0\]\.history is an Int32Array of length 1: it must be empty: /,
+    );
+    const result = await model.plan.run({ ...good, samples: [{ output: 0 }], following: 13 });
+    expect(result.samples).toHaveLength(14);
   });
 });

@@ -14,6 +14,13 @@ export interface Step {
   adapterSlots?: AdapterSlots;
   /** Return the logits of every output row too. */
   logits?: boolean;
+  /**
+   * So many steps may follow at once, without a way through JavaScript; 0 unless given. Each is a decode step of the same
+   * sequences: the row of a sequence is the token that the step before chose for it. For that the last row of each
+   * sequence, and no other, is an output and has its sample, in the same order and without `history`, block tables reach
+   * for the tokens of all steps, and there are no `logits`. The first step that chooses a stop token is the last.
+   */
+  following?: number;
 }
 
 /** Consecutive rows of one sequence. Row i of them is at position `contextLength - rowCount + i`. */
@@ -61,6 +68,8 @@ export interface SampleSpec {
   history?: Int32Array;
   /** Token to what is added to its logit; -Infinity bans it. */
   bias?: ReadonlyMap<number, number>;
+  /** Tokens that no step follows, where steps may follow (`Step.following`). */
+  stopTokens?: readonly number[];
 }
 
 export interface TokenLogprob {
@@ -77,7 +86,7 @@ export interface SampleResult {
 }
 
 export interface StepResult {
-  /** One for each of `Step.samples`. */
+  /** One for each of `Step.samples`, of each of the steps that ran. */
   samples: SampleResult[];
   /** `[outputs, vocabulary]`, or null unless asked for. */
   logits: Float32Array | null;

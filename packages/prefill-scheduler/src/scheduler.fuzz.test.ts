@@ -51,6 +51,7 @@ const counts = {
   pausedDecodes: 0,
   chunksBesideDecodes: 0,
   retracted: 0,
+  followed: 0,
 };
 
 class Simulation {
@@ -162,6 +163,7 @@ class Simulation {
     if (plan.preempted.length > this.shortages) expect.fail("a request lost its blocks to nobody");
     this.check(plan);
     counts.preemptions += plan.preempted.length;
+    const following = limits.early ? 0 : this.following(plan);
     if (limits.early) {
       scheduler.complete(plan);
       // The tokens to come have their rows before they are known.
@@ -179,12 +181,37 @@ class Simulation {
       counts.operations++;
       if (sample) this.sample(request);
     }
+    for (let i = 0; i < following; i++) this.follow(plan);
     if (this.next(2) === 0) scheduler.recycle(plan);
     scheduler.checkIntegrity();
     let blocks = this.freeBlocks;
     for (const request of this.live) blocks += request.blocks;
     if (blocks !== limits.blockCount) expect(blocks).toBe(limits.blockCount);
     if (scheduler.runningCount + scheduler.waitingCount !== this.live.length) expect.fail("requests got lost");
+  }
+
+  /** Decode steps that follow the plan's own: fewer than may, as somebody wants to go on otherwise. */
+  following(plan: StepPlan<Request>): number {
+    const { chunks } = plan;
+    let most = this.next(20);
+    for (const { request } of chunks) most = Math.min(most, Math.max(0, request.generate - request.generated - 1));
+    const waits = this.live.some((request) => !request.running || !chunks.some((chunk) => chunk.request === request));
+    const steps = this.scheduler.following(plan, most, 5 + this.next(200));
+    if (steps > 0 && (waits || steps > most)) expect.fail("steps follow that may not");
+    for (const { request, end } of chunks) {
+      if (request.blocks * this.limits.blockSize < end + steps) expect.fail("steps follow without their blocks");
+    }
+    return this.next(steps + 1);
+  }
+
+  follow({ chunks }: StepPlan<Request>): void {
+    for (const { request } of chunks) {
+      if (request.removed) continue;
+      this.scheduler.advance(request, 1);
+      request.computed++;
+      counts.followed++;
+      this.sample(request);
+    }
   }
 
   append(request: Request): void {

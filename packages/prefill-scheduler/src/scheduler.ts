@@ -120,6 +120,30 @@ export class Scheduler<R extends Schedulable> {
   }
 
   /**
+   * Decode steps that may follow the plan's own at once, before anything is planned anew: what fits into `milliseconds`
+   * together with it, at most `most`. Their blocks are reserved; count what they compute with `append` and `advance`. None
+   * while a request waits or has no row in the plan, and none behind a prompt's rows.
+   * @throws SchedulerError `INVALID_ARGUMENT` for a `most` below 0.
+   */
+  following(plan: StepPlan<R>, most: number, milliseconds: number): number {
+    checkInteger("most", most, 0);
+    const { chunks, tokens } = plan;
+    if (most === 0 || this.#waiting.size > 0 || chunks.length !== this.#running.length) return 0;
+    let attended = 0;
+    for (const { start, end, sample } of chunks) {
+      if (!sample || end - start !== 1) return 0;
+      attended += end;
+    }
+    const each = this.#costs.milliseconds(tokens, attended);
+    const steps = each === 0 ? 0 : Math.min(most, Math.floor(milliseconds / each) - 1);
+    if (steps <= 0) return 0;
+    for (const { request, end } of chunks) {
+      if (!this.#blocks.reserve(this.#entry(request), end + steps)) return 0;
+    }
+    return steps;
+  }
+
+  /**
    * The step ran: its tokens are computed. Requests that were aborted or preempted since it was planned are passed over.
    * Where several steps are under way at once, call it as soon as the step is handed over: `schedule()` then plans what does
    * not depend on its result, and `observe` takes the time when it has ended.

@@ -6,22 +6,35 @@ import { checkSampling } from "./options.js";
 
 const BLOCKS = 12;
 
+/** A step that runs until the test ends it, with so many that follow it. */
+interface RunningStep {
+  readonly step: Step;
+  readonly signal: AbortSignal;
+  readonly enough: AbortSignal;
+  end(following?: number): void;
+  fail(error: unknown): void;
+}
+
 /** Kernels whose steps end when the test says so; the token after a row is the row's token and 1. */
 class Kernels {
-  readonly steps: { step: Step; end: () => void; fail: (error: unknown) => void }[] = [];
+  readonly steps: RunningStep[] = [];
   readonly log: string[] = [];
 
-  run(step: Step): Promise<StepResult> {
+  run(step: Step, { signal, enough }: { signal: AbortSignal; enough: AbortSignal }): Promise<StepResult> {
     this.log.push(`step ${this.steps.length}`);
     const tokens = Int32Array.from(step.tokens);
-    const samples = step.samples!.map(({ output }) => ({
-      token: tokens[step.outputs[output]!]! + 1,
-      logprob: null,
-      top: [],
-    }));
     return new Promise((resolve, reject) => {
-      const end = () => resolve({ samples, logits: null, started: performance.now() });
-      this.steps.push({ step: { ...step, tokens }, end, fail: reject });
+      const end = (following = 0) => {
+        const samples = Array.from({ length: following + 1 }, (_, i) =>
+          step.samples!.map(({ output }) => ({
+            token: tokens[step.outputs[output]!]! + 1 + i,
+            logprob: null,
+            top: [],
+          })),
+        );
+        resolve({ samples: samples.flat(), logits: null, started: performance.now() - 1 });
+      };
+      this.steps.push({ step: { ...step, tokens }, signal, enough, end, fail: reject });
     });
   }
 }
@@ -34,12 +47,12 @@ class Request implements EngineRequest {
 
   constructor(
     readonly promptIds: number[],
-    readonly tokens: number,
+    readonly maxTokens: number,
   ) {}
 
-  onSample({ token }: Sample): boolean {
+  onSample({ token }: Sample): boolean | Promise<boolean> {
     this.got.push(token);
-    return this.got.length < this.tokens;
+    return this.got.length < this.maxTokens;
   }
 
   onEnd(error?: unknown): void {
@@ -47,7 +60,7 @@ class Request implements EngineRequest {
   }
 }
 
-function make(blockCount = BLOCKS) {
+function make(blockCount = BLOCKS, burstMilliseconds = 0) {
   const kernels = new Kernels();
   const storage = { blockCount, blockBytes: 1, copyBlock() {}, readBlock: () => new Uint8Array(1), writeBlock() {} };
   const engine = new Engine(kernels as unknown as Plan, {
@@ -61,6 +74,7 @@ function make(blockCount = BLOCKS) {
     storage,
     policy: "interleaved",
     targetMilliseconds: undefined,
+    burstMilliseconds,
     onStep: undefined,
   });
   const ask = (promptIds: number[], tokens: number) => {
@@ -127,5 +141,102 @@ describe("the engine's loop", () => {
     }
     expect([a.got, b.got, c.got]).toEqual([[], [21, 22, 23, 24, 25], [35]]);
     expect(engine.statistics().cache.usedBlocks).toBe(0);
+  });
+});
+
+describe("a burst of steps", () => {
+  /** An engine that knows what a step takes, and a request whose burst runs. */
+  async function bursting(tokens: number, blockCount = BLOCKS) {
+    const made = make(blockCount, 60_000);
+    const a = made.ask([10], tokens);
+    await settled();
+    // The kernels' next step, ended with so many that followed it.
+    const end = async (following = 0) => {
+      made.kernels.steps.at(-1)!.end(following);
+      await settled();
+      return made.kernels.steps.at(-1)!;
+    };
+    await end();
+    return { ...made, a, end, burst: await end() };
+  }
+
+  it("is as long as the answer may be", async () => {
+    const { engine, kernels, a, end, burst } = await bursting(10);
+    expect(kernels.steps.map(({ step }) => step.following)).toEqual([0, 0, 7]);
+    expect(burst.step.sequences[0]!.blockTable.length).toBe(3);
+    await end(7);
+    expect(a.got).toEqual([11, 12, 13, 14, 15, 16, 17, 18, 19, 20]);
+    expect([kernels.steps.length, engine.statistics()]).toMatchObject([
+      3,
+      { steps: 10, computedTokens: 10, generatedTokens: 10, running: 0, cache: { usedBlocks: 0 } },
+    ]);
+  });
+
+  it("is followed by another, from where it ended", async () => {
+    const { a, end } = await bursting(40);
+    const second = await end(15);
+    expect([tokensOf(second), second.step.sequences[0]!.contextLength]).toEqual([[28], 19]);
+    expect(second.step.following).toBe(15);
+    const third = await end(15);
+    expect([tokensOf(third), third.step.following]).toEqual([[44], 5]);
+    await end(5);
+    expect(a.got).toEqual(Array.from({ length: 40 }, (_, i) => 11 + i));
+  });
+
+  it("ends for a request that comes, and for one that goes", async () => {
+    const { engine, ask, a, end, burst } = await bursting(40);
+    expect(burst.enough.aborted).toBe(false);
+    const b = ask([20, 21], 30);
+    expect([burst.enough.aborted, burst.signal.aborted]).toEqual([true, false]);
+    const both = await end(2);
+    expect([tokensOf(both), both.step.following, a.got]).toEqual([[15, 20, 21], 0, [11, 12, 13, 14, 15]]);
+    const together = await end();
+    expect([tokensOf(together), together.step.following]).toEqual([[16, 22], 15]);
+    engine.cancel(b);
+    expect([together.enough.aborted, together.signal.aborted]).toEqual([true, false]);
+    const alone = await end(1);
+    expect([tokensOf(alone), a.got.length, b.got]).toEqual([[18], 8, [22]]);
+    engine.cancel(a);
+    expect(alone.signal.aborted).toBe(true);
+    alone.fail(new Error("cancelled"));
+    await settled();
+    expect(engine.statistics()).toMatchObject({ running: 0, cache: { usedBlocks: 0, sequences: 0 } });
+  });
+
+  it("goes on without those that ended in it", async () => {
+    const { ask, a, end } = await bursting(40);
+    const b = ask([20], 30);
+    await end();
+    await end();
+    // A stop string, which the kernels know nothing of.
+    b.onSample = ({ token }) => token < 24;
+    const next = await end(6);
+    expect([tokensOf(next), a.got.at(-1)]).toEqual([[21], 21]);
+    await end(15);
+    expect(a.got).toEqual(Array.from({ length: a.got.length }, (_, i) => 11 + i));
+  });
+
+  it("computes again what a slow consumer had no room for", async () => {
+    const { kernels, a, end } = await bursting(40);
+    let read = () => {};
+    const take = a.onSample.bind(a);
+    a.onSample = (sample) => {
+      const goesOn = take(sample);
+      if (sample.token !== 14) return goesOn;
+      return new Promise((resolve) => {
+        read = () => resolve(goesOn);
+      });
+    };
+    const before = await end(9);
+    expect([a.got, before.step.following]).toEqual([[11, 12, 13, 14], 15]);
+    read();
+    await settled();
+    const next = kernels.steps.at(-1)!;
+    expect([tokensOf(next), next.step.sequences[0]!.contextLength]).toEqual([[14], 5]);
+  });
+
+  it("is not begun without the blocks for it", async () => {
+    const { burst } = await bursting(30, 3);
+    expect([burst.step.following, burst.step.sequences[0]!.blockTable.length]).toEqual([0, 1]);
   });
 });

@@ -13,6 +13,8 @@ export interface EngineRequest {
   readonly sampling?: CheckedSampling;
   /** Tokens that it wants at most: no step is prepared for more. */
   readonly maxTokens?: number;
+  /** Tokens that end it, as `onSample` will say: no step is made for what comes after them. */
+  readonly stopTokens?: readonly number[];
   /** Lower comes first. */
   readonly priority?: number | undefined;
   /** Clients get equal shares. */
@@ -63,7 +65,10 @@ export class Entry {
     this.priority = request.priority;
     this.client = request.client;
     this.tokens = [...request.promptIds];
-    if (request.sampling !== undefined && request.onLogits === undefined) this.#spec = sampleSpec(request.sampling);
+    if (request.sampling !== undefined && request.onLogits === undefined) {
+      const { stopTokens } = request;
+      this.#spec = { ...sampleSpec(request.sampling), ...(stopTokens === undefined ? {} : { stopTokens }) };
+    }
   }
 
   /** Whether the last row of all its tokens is there to choose the next one. */
@@ -74,6 +79,12 @@ export class Entry {
   /** Whether it may go on after the next token. */
   get mayGoOn(): boolean {
     return this.chosen + 1 < (this.request.maxTokens ?? Number.POSITIVE_INFINITY);
+  }
+
+  /** Steps that may follow its next one without the engine, at most: penalties look at every token before the next. */
+  get mayFollow(): number {
+    if (!this.samples || this.#spec!.history !== undefined) return 0;
+    return Math.max(0, (this.request.maxTokens ?? 0) - this.chosen - 1);
   }
 
   /** How to choose its next token from this output row; good until it is asked again. */

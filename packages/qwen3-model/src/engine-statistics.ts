@@ -13,9 +13,11 @@ export interface StepRecord {
   readonly started: number;
   readonly ended: number;
   readonly delivered: number;
-  /** Tokens computed. */
+  /** 1, or more where decode steps followed at once, each with the same requests' next tokens. */
+  readonly steps: number;
+  /** Tokens computed by each of them. */
   readonly rows: number;
-  /** Tokens `start` to `end - 1` of each request; `sample` where its next token was chosen. */
+  /** Tokens `start` to `end - 1` of each request, in the first of them; `sample` where its next token was chosen. */
   readonly chunks: readonly {
     readonly request: number;
     readonly start: number;
@@ -60,9 +62,9 @@ export class EngineStatistics {
   }
 
   count(step: StepRecord): void {
-    this.#steps++;
-    this.#computedTokens += step.rows;
-    for (const { sample } of step.chunks) if (sample) this.#generatedTokens++;
+    this.#steps += step.steps;
+    this.#computedTokens += step.rows * step.steps;
+    for (const { sample } of step.chunks) if (sample) this.#generatedTokens += step.steps;
     this.#preemptions += step.preempted.length;
     this.#kernelMilliseconds += step.ended - step.started;
     const { begun, started, ended, delivered } = step;

@@ -22,8 +22,11 @@ export function withoutAbsent(plan: StepPlan<Entry>): StepPlan<Entry> {
   return { number: plan.number, chunks, tokens, preempted: plan.preempted };
 }
 
-/** Rows, block tables and outputs of a plan: the last row of a request whose next token is chosen, every row for logits. */
-export function engineStep(plan: StepPlan<Entry>): EngineStep {
+/**
+ * Rows, block tables and outputs of a plan: the last row of a request whose next token is chosen, every row for logits.
+ * @param following decode steps that may follow at once
+ */
+export function engineStep(plan: StepPlan<Entry>, following: number): EngineStep {
   const tokens = new Int32Array(plan.tokens);
   const sequences: Step["sequences"] = [];
   const samples: NonNullable<Step["samples"]> = [];
@@ -48,7 +51,7 @@ export function engineStep(plan: StepPlan<Entry>): EngineStep {
     sequences.push(adapters === undefined ? sequence : { ...sequence, adapters: adapters.uses });
     adapterSlots ??= adapters?.slots;
   }
-  const step = { tokens, sequences, outputs: Int32Array.from(outputs), samples, logits };
+  const step = { tokens, sequences, outputs: Int32Array.from(outputs), samples, logits, following };
   return { step: adapterSlots === undefined ? step : { ...step, adapterSlots }, sampled };
 }
 

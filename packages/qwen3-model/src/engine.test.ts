@@ -202,7 +202,7 @@ describe("the engine", () => {
   });
 
   it("plans a step while the one before runs, and starts it with those that go on", async () => {
-    const { model, steps } = await traced({ contextLength: 512, kvCacheTokens: 4096 });
+    const { model, steps } = await traced({ contextLength: 512, kvCacheTokens: 4096, burstMilliseconds: 0 });
     const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
     await Promise.all(
       [20, 40, 60].map((maxTokens, i) => outcome(model, randomTokens(300 + i, 2000, i), { maxTokens, logitBias })),

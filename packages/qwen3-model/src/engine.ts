@@ -20,9 +20,14 @@ export interface EngineOptions {
   readonly policy: Policy;
   /** Milliseconds that a step with decode rows may take. */
   readonly targetMilliseconds: number | undefined;
+  /** Milliseconds of decode steps that may run without the engine between them. */
+  readonly burstMilliseconds: number;
   /** Told of every step when it has ended. */
   readonly onStep: ((step: StepRecord) => void) | undefined;
 }
+
+/** Steps that follow one another without the engine, at most. */
+const MOST_FOLLOWING = 15;
 
 /** A plan that may be run next. Times are milliseconds of `performance.now()`. */
 interface Prepared {
@@ -41,6 +46,8 @@ interface Running extends EngineStep {
 /** A step that ended, and is still to be reported. */
 interface Ended {
   readonly running: Running;
+  /** It, and those that followed it at once. */
+  readonly steps: number;
   readonly started: number;
   readonly ended: number;
   readonly delivered: number;
@@ -55,7 +62,9 @@ interface Ended {
  *   engine  plan 1  plan 2       tokens 1  plan 3      tokens 2  plan 4
  * ```
  *
- * so that between two steps there is only what depends on the tokens: who goes on, and with which.
+ * so that between two steps there is only what depends on the tokens: who goes on, and with which. Where nobody waits and
+ * steps are short, several follow one another in the kernels, a burst, and their tokens come together: a token then costs
+ * this thread, and the kernels that it takes a core from, a part of what it does one by one.
  */
 export class Engine {
   readonly #plan: Plan;
@@ -67,11 +76,14 @@ export class Engine {
   readonly #statistics: EngineStatistics;
   /** Blocks that the prompts' rows of a step take at most. */
   readonly #stepBlocks: number;
+  readonly #burstMilliseconds: number;
   #lastId = 0;
   #running: Running | undefined;
   #prepared: Prepared | undefined;
   /** Stops the running step; a new one when it was used. */
   #abort = new AbortController();
+  /** Ends the running burst with the step that runs; a new one when it was used. */
+  #enough = new AbortController();
   /** Entries that ended while their step ran. */
   readonly #leaving: Entry[] = [];
   #active = false;
@@ -84,6 +96,7 @@ export class Engine {
     this.#plan = plan;
     this.#vocabulary = options.vocabulary;
     this.#stepBlocks = Math.ceil(options.maxRows / blockSize);
+    this.#burstMilliseconds = Math.min(options.burstMilliseconds, targetMilliseconds ?? Number.POSITIVE_INFINITY);
     const kv = new PagedKv({ blockCount, blockSize, storage: options.storage });
     this.#kv = kv;
     this.#prefixes = new SharedPrefixes(blockSize);
@@ -116,6 +129,7 @@ export class Engine {
     this.#entries.set(request, entry);
     // What another request is computing right now is worth waiting for.
     if (request.onLogits !== undefined || !this.#prefixes.hold(entry)) this.#schedule(entry);
+    this.#endBurst();
     if (this.#active) {
       this.#wake?.();
     } else {
@@ -133,6 +147,7 @@ export class Engine {
       this.#abort.abort();
       this.#abort = new AbortController();
     }
+    this.#endBurst();
     this.#wake?.();
   }
 
@@ -225,8 +240,8 @@ export class Engine {
       this.#prepared = undefined;
       const plan = withoutAbsent(prepared.plan);
       if (plan.tokens > 0) {
-        const step = engineStep(plan);
-        const result = this.#plan.run(step.step, { signal: this.#abort.signal });
+        const step = engineStep(plan, this.#following(plan));
+        const result = this.#plan.run(step.step, { signal: this.#abort.signal, enough: this.#enough.signal });
         this.#running = { ...step, prepared, plan, result };
         return this.#running;
       }
@@ -234,6 +249,22 @@ export class Engine {
       if (isNew) return undefined;
     }
     return undefined;
+  }
+
+  /** Steps that may follow this one at once. */
+  #following(plan: StepPlan<Entry>): number {
+    // Somebody waits for a prefix, or for a consumer.
+    if (this.#entries.size > plan.chunks.length) return 0;
+    let most = MOST_FOLLOWING;
+    for (const { request } of plan.chunks) most = Math.min(most, request.mayFollow);
+    return this.#scheduler.following(plan, most, this.#burstMilliseconds);
+  }
+
+  /** Somebody came or went: what runs is not all that there is to run, or more. */
+  #endBurst(): void {
+    if (!this.#running?.step.following) return;
+    this.#enough.abort();
+    this.#enough = new AbortController();
   }
 
   #planStep(): Prepared {
@@ -245,6 +276,8 @@ export class Engine {
   /** While a step runs: plans the next one, as if every request in it went on. */
   #prepare({ plan, step }: Running): void {
     this.#scheduler.complete(plan);
+    // How many tokens there will be is not known.
+    if (step.following) return;
     for (const { request: entry, sample } of plan.chunks) {
       if (!sample || !entry.samples || !entry.mayGoOn) continue;
       entry.expecting = true;
@@ -267,7 +300,16 @@ export class Engine {
       if (sampling === undefined && onLogits === undefined && end === entry.promptTokens) this.#end(entry);
     }
     for (const [i, entry] of sampled.entries()) if (!entry.gone) this.#take(entry, samples[i]!);
-    return { running, started, ended, delivered: performance.now() };
+    // What followed computed the token chosen before, and chose the next. Who waits for a consumer computes it again.
+    for (let i = sampled.length; i < samples.length; i++) {
+      const entry = sampled[i % sampled.length]!;
+      if (entry.gone || entry.deciding) continue;
+      this.#scheduler.advance(entry, 1);
+      entry.sequence.advance([entry.tokens.at(-1)!]);
+      this.#take(entry, samples[i]!);
+    }
+    const steps = sampled.length === 0 ? 1 : samples.length / sampled.length;
+    return { running, steps, started, ended, delivered: performance.now() };
   }
 
   async #giveLogits(running: Running, logits: Float32Array): Promise<void> {
@@ -308,9 +350,9 @@ export class Engine {
   }
 
   /** After the next step has started: what is known of this one. */
-  #report({ running, started, ended, delivered }: Ended): void {
+  #report({ running, steps, started, ended, delivered }: Ended): void {
     const { plan, prepared } = running;
-    this.#scheduler.observe(plan, ended - started);
+    this.#scheduler.observe(plan, (ended - started) / steps);
     this.#statistics.count({
       number: plan.number,
       begun: prepared.begun,
@@ -318,6 +360,7 @@ export class Engine {
       started,
       ended,
       delivered,
+      steps,
       rows: plan.tokens,
       chunks: plan.chunks.map(({ request, start, end, sample }) => ({ request: request.id, start, end, sample })),
       preempted: plan.preempted.map(({ id }) => id),

@@ -149,6 +149,7 @@ class Answer implements EngineRequest {
   readonly promptIds: readonly number[];
   readonly sampling: CheckedSampling;
   readonly maxTokens: number;
+  readonly stopTokens: readonly number[];
   readonly priority: number | undefined;
   readonly client: string | undefined;
   readonly cacheSalt: string | undefined;
@@ -168,6 +169,7 @@ class Answer implements EngineRequest {
     const seed = BigInt.asUintN(64, BigInt(sampling.seed) + BigInt(choice));
     this.sampling = choice === 0 ? sampling : { ...sampling, seed };
     this.maxTokens = options.maxTokens;
+    this.stopTokens = [...options.stopIds];
     this.priority = options.priority;
     this.client = options.client;
     this.cacheSalt = options.cacheSalt;

@@ -59,7 +59,8 @@ describe("Qwen3Model", () => {
     expect(await collect(STORY, { signal: AbortSignal.abort() })).toMatchObject({ text: "", reason: "abort" });
     const abort = new AbortController();
     const seen: Piece[] = [];
-    for await (const piece of model.generate(STORY, { signal: abort.signal })) {
+    await using single = await Qwen3Model.load(demoModelPath, { burstMilliseconds: 0 });
+    for await (const piece of single.generate(STORY, { signal: abort.signal })) {
       seen.push(piece);
       if (seen.length === 3) abort.abort();
     }

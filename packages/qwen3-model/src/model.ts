@@ -42,6 +42,11 @@ export interface LoadOptions {
   policy?: Policy;
   /** Milliseconds between two tokens of an answer that prompts of others should not exceed; no limit if absent. */
   targetMilliseconds?: number;
+  /**
+   * While nobody waits, tokens may be computed and come together that take so many milliseconds at most, which makes those
+   * of a small model up to a tenth faster; 0: one by one. 40 if absent, and no more than `targetMilliseconds`.
+   */
+  burstMilliseconds?: number;
   /** The memory for adapters that run; taken when the first is loaded. */
   adapters?: AdapterOptions;
   /** Told of every step when it has ended. */
@@ -142,6 +147,7 @@ export class Qwen3Model {
         },
         policy: options.policy ?? "interleaved",
         targetMilliseconds: options.targetMilliseconds,
+        burstMilliseconds: limits.burstMilliseconds,
         onStep: options.onStep,
       });
       const adapters = new Adapters(device, plan, readBaseShape(file), projections(config), options.adapters ?? {});
@@ -364,9 +370,14 @@ function readLimits(options: LoadOptions, config: Qwen3Config) {
   if (kvCacheTokens < contextLength) {
     throw invalidOption("kvCacheTokens", kvCacheTokens, `at least the contextLength, ${contextLength}`);
   }
+  const { burstMilliseconds = 40 } = options;
+  if (!(burstMilliseconds >= 0 && burstMilliseconds < Number.POSITIVE_INFINITY)) {
+    throw invalidOption("burstMilliseconds", burstMilliseconds, "a finite number from 0 up");
+  }
   return {
     contextLength,
     kvCacheTokens,
+    burstMilliseconds,
     chunkSize: positive("chunkSize", 256),
     maxSequences: positive("maxSequences", 64),
   };

@@ -98,7 +98,8 @@ export async function measureSwaps(job: Extract<AdaptersJob, { measure: "swap" }
 /** A model, its steps as they happen, and an answer of exactly so many tokens. */
 async function open(path: string, options: LoadOptions) {
   const steps: StepRecord[] = [];
-  const model = await Qwen3Model.load(path, { ...options, onStep: (step) => steps.push(step) });
+  // Steps are compared with one another.
+  const model = await Qwen3Model.load(path, { ...options, burstMilliseconds: 0, onStep: (step) => steps.push(step) });
   const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
   const answer = async (prompt: readonly number[], maxTokens: number, adapter?: string, signal?: AbortSignal) => {
     const choice = { ...(adapter === undefined ? {} : { adapter }), ...(signal === undefined ? {} : { signal }) };

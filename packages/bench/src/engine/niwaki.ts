@@ -44,6 +44,8 @@ export async function measureSteps(path: string, threads: number, { requests, to
     contextLength,
     kvCacheTokens: requests * contextLength,
     threads,
+    // What a step costs by itself.
+    burstMilliseconds: 0,
     onStep: recorder.onStep,
   });
   const together = (seed: number) =>

@@ -28,8 +28,8 @@ export class StepRecorder {
     for (const [index, step] of this.#steps.entries()) {
       const before = this.#steps[index - 1];
       if (before === undefined || !decodes(before) || !decodes(step)) continue;
-      kernel.push(step.ended - step.started);
-      overhead.push(step.planned - step.begun + (step.delivered - step.ended));
+      kernel.push((step.ended - step.started) / step.steps);
+      overhead.push((step.planned - step.begun + (step.delivered - step.ended)) / step.steps);
       between.push(step.started - before.ended);
     }
     return {

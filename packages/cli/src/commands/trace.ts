@@ -41,11 +41,11 @@ async function trace(flags: TraceFlags): Promise<void> {
     }),
   );
   await writeFile(flags.out, JSON.stringify(timeline(steps, prompts)));
-  const { overheadMilliseconds } = model.statistics();
-  const generated = counts.reduce((sum, count) => sum + count, 0);
+  const { steps: count, overheadMilliseconds } = model.statistics();
+  const generated = counts.reduce((sum, tokens) => sum + tokens, 0);
   console.error(
-    `${steps.length} steps, ${prompts.length} answers, ${generated} tokens; ` +
-      `${(overheadMilliseconds / steps.length).toFixed(3)} ms a step outside the kernels; written to ${flags.out}`,
+    `${count} steps, ${prompts.length} answers, ${generated} tokens; ` +
+      `${(overheadMilliseconds / count).toFixed(3)} ms a step outside the kernels; written to ${flags.out}`,
   );
 }
 
