@@ -1,9 +1,10 @@
 import type { BlockBudget } from "./block-budget.js";
 import { BlockLedger } from "./block-ledger.js";
 import { attendedTokens, CostModel, type StepCost } from "./cost-model.js";
-import { Entry, isMoreUrgent, type Progress } from "./entry.js";
+import { Entry, type Progress } from "./entry.js";
 import { checkInteger, SchedulerError } from "./errors.js";
 import { FairQueue } from "./fair-queue.js";
+import { checkQueues } from "./integrity.js";
 import { RunningList } from "./running-list.js";
 import { checkOptions, type SchedulerOptions } from "./scheduler-options.js";
 import { StepDraft, type StepPlan } from "./step-plan.js";
@@ -198,6 +199,7 @@ export class Scheduler<R extends Schedulable> {
       );
     }
     entry.computedTokens += tokens;
+    this.#waiting.charge(entry, entry.computedTokens);
   }
 
   /**
@@ -277,23 +279,7 @@ export class Scheduler<R extends Schedulable> {
    * @throws SchedulerError `CORRUPT` at the first difference.
    */
   checkIntegrity(): void {
-    const queued = this.#running.length + this.#waiting.size;
-    if (queued !== this.#entries.size) {
-      throw new SchedulerError("CORRUPT", `${queued} queued, ${this.#entries.size} known`, queued);
-    }
-    let owed = 0;
-    for (let i = 0; i < this.#running.length; i++) {
-      const entry = this.#running.at(i);
-      this.#checkEntry(entry, "running");
-      if (i > 0 && !isMoreUrgent(this.#running.at(i - 1), entry)) {
-        throw new SchedulerError("CORRUPT", "the running requests are not in order of urgency", entry.request);
-      }
-      owed += entry.owedBlocks;
-    }
-    for (const entry of this.#waiting.values()) this.#checkEntry(entry, "waiting");
-    if (owed !== this.#blocks.owedBlocks) {
-      throw new SchedulerError("CORRUPT", `${owed} blocks are owed, ${this.#blocks.owedBlocks} are counted`, owed);
-    }
+    checkQueues(this.#entries, this.#running, this.#waiting, this.#blocks);
   }
 
   #planDecodes(draft: StepDraft<R>): void {
@@ -409,18 +395,6 @@ export class Scheduler<R extends Schedulable> {
         `the request would have ${tokens} tokens, the cache holds ${most} for one request; shorten it or enlarge the cache`,
         request,
       );
-    }
-  }
-
-  #checkEntry(entry: Entry<R>, state: "waiting" | "running"): void {
-    const { request, computedTokens, totalTokens } = entry;
-    if (this.#entries.get(request) !== entry)
-      throw new SchedulerError("CORRUPT", "a queued request is unknown", request);
-    if (entry.state !== state) {
-      throw new SchedulerError("CORRUPT", `a request marked ${entry.state} stands among the ${state}`, request);
-    }
-    if (computedTokens > totalTokens || (state === "waiting" && computedTokens > 0)) {
-      throw new SchedulerError("CORRUPT", `${computedTokens} of ${totalTokens} computed while ${state}`, request);
     }
   }
 }
