@@ -1,7 +1,6 @@
 #include "cpu/linear.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "cpu/matrix_part.h"
@@ -37,18 +36,6 @@ bool all_finite(const float* x, int64_t count) {
 }
 
 }  // namespace
-
-/// Some rows of the step, at most LinearKernels::tile_rows, made ready for the kernels.
-struct Linear::Tile {
-  SignTile sign;
-  const float* x;  // rows for the float kernels: zero padded to a multiple of 16 columns
-  int64_t x_stride;
-  float* padded;   // where they are padded, if they must be
-  float* workers;  // worker_floats() for each thread
-  int64_t first_row;
-  RowAdapters* adapters;
-  const RowNorm* norm;
-};
 
 Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate,
                int64_t max_rows)
@@ -122,46 +109,62 @@ size_t Linear::scratch_bytes(int threads) const {
   return workers_ + static_cast<size_t>(threads) * worker_floats() * sizeof(float);
 }
 
-int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
-                    int64_t y_stride, std::byte* scratch, RowAdapters* adapters, const RowNorm* norm) const {
+Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch) const {
   const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
+  Tile tile{};
+  tile.sign.rows = static_cast<int>(rows);
+  tile.sign.columns = matrix_.columns();
+  tile.sign.groups = groups_;
+  tile.sign.scales = floats(scales_);
+  for (int bits = 1; bits <= 2; ++bits) {
+    tile.sign.tables[bits] = reinterpret_cast<uint8_t*>(scratch + tables_[bits]);
+    tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + offsets_[bits]);
+  }
+  tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
+  tile.padded = floats(padded_);
+  tile.workers = floats(workers_);
+  tile.first_row = first_row;
+  return tile;
+}
+
+int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
+                    int64_t y_stride, std::byte* scratch, RowAdapters* adapters, const RowNorm* norm,
+                    Input* next) const {
   for (int64_t first = 0, count; first < rows; first += count) {
     // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
     // size. Lanes are worth most when full.
     const int64_t left = rows - first, tiles = (left + kernels_.tile_rows - 1) / kernels_.tile_rows;
     count = kernels_.build_lanes == nullptr ? (left + tiles - 1) / tiles
                                             : std::min<int64_t>(left, kernels_.tile_rows);
-    Tile tile{};
-    tile.sign.rows = static_cast<int>(count);
-    tile.sign.columns = matrix_.columns();
-    tile.sign.groups = groups_;
-    tile.sign.scales = floats(scales_);
-    for (int bits = 1; bits <= 2; ++bits) {
-      tile.sign.tables[bits] = reinterpret_cast<uint8_t*>(scratch + tables_[bits]);
-      tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + offsets_[bits]);
-    }
-    tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
-    tile.padded = floats(padded_);
-    tile.workers = floats(workers_);
-    tile.first_row = first;
+    Tile tile = tile_of(first, count, scratch);
     tile.adapters = adapters;
     tile.norm = norm;
     if (adapters != nullptr) adapters->begin_tile(first, count);
     const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
     if (bad_row >= 0) return first + bad_row;
-    multiply(pool, tile, y + first * y_stride, y_stride);
+    multiply(pool, tile, y + first * y_stride, y_stride, next);
   }
   return -1;
 }
 
+int64_t Linear::run(ThreadPool& pool, const Input& input, float* y, int64_t y_stride) const {
+  const int64_t bad_row = input.bad_row_.found();
+  if (bad_row < 0) multiply(pool, input.tile_, y, y_stride, nullptr);
+  return bad_row;
+}
+
+Linear::Input::Input(const Linear& linear, int64_t rows, const float* x, int64_t x_stride, std::byte* scratch)
+    : linear_(linear), x_(x), x_stride_(x_stride), tile_(linear.tile_of(0, rows, scratch)) {}
+
+void Linear::Input::prepare(int64_t row, int64_t first, int64_t count) {
+  for (int64_t column = first; column < first + count; column += kGroupColumns) {
+    if (!linear_.prepare_tables(tile_, x_, x_stride_, row, column / kGroupColumns)) bad_row_.note(row);
+  }
+}
+
 /// Makes the tile ready. Returns its lowest row that is not finite, or -1.
 int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride, Tile& tile) const {
-  std::atomic<int64_t> bad_row{INT64_MAX};
-  const auto report = [&bad_row](int64_t row) {
-    int64_t lowest = bad_row.load();
-    while (row < lowest && !bad_row.compare_exchange_weak(lowest, row)) {
-    }
-  };
+  LowestRow bad_row;
   pool.parallel([&](Worker& worker) {
     const float* x = rows;
     int64_t x_stride = rows_stride;
@@ -170,7 +173,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
       for (int row = 0; row < tile.sign.rows; ++row) {
         if (!row_kernels_.rms_norm(rows + row * rows_stride, tile.norm->weight, tile.norm->eps,
                                    matrix_.columns(), normed + row * groups_ * kGroupColumns)) {
-          report(row);
+          bad_row.note(row);
         }
       }
       x = normed;
@@ -183,7 +186,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
         alignas(64) int16_t quanta[kLaneRows * kGroupColumns] = {};
         for (int64_t group = begin; group < end; ++group) {
           for (int row = 0; row < tile.sign.rows; ++row) {
-            if (!prepare_row(tile, x, x_stride, row, group, quanta + row * kGroupColumns)) report(row);
+            if (!prepare_row(tile, x, x_stride, row, group, quanta + row * kGroupColumns)) bad_row.note(row);
           }
           kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kLaneRows);
         }
@@ -191,30 +194,20 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
     } else {
       const uint8_t* weights = tile.sign.rows > kFewRows ? nullptr : first_weights(worker);
       worker.each(tile.sign.rows * groups_, kRunGroups, [&](int64_t begin, int64_t end) {
-        alignas(64) int16_t quanta[kGroupColumns];
         for (int64_t i = begin; i < end; ++i) {
           const int64_t group = i / tile.sign.rows, row = i % tile.sign.rows;
           if (weights != nullptr && row == 0) {
             for (int at = 0; at < kGroupAhead; at += 64) __builtin_prefetch(weights + at);
             weights += kGroupAhead;  // past the end of a matrix nothing is harmed
           }
-          if (!prepare_row(tile, x, x_stride, row, group, quanta)) {
-            report(row);
-            continue;
-          }
-          for (int bits = 1; bits <= 2; ++bits) {
-            if (!needs_tables_[bits]) continue;
-            const size_t table = static_cast<size_t>(i * bits) * kernels_.table_bytes;
-            kernels_.build_tables(tile.sign.rows, bits, quanta, tile.sign.tables[bits] + table,
-                                  tile.sign.offsets[bits] + 2 * i);
-          }
+          if (!prepare_tables(tile, x, x_stride, row, group)) bad_row.note(row);
         }
       });
     }
   });
   tile.x = needs_padding_ ? tile.padded : rows;
   tile.x_stride = needs_padding_ ? padded_columns(matrix_.columns()) : rows_stride;
-  return bad_row.load() == INT64_MAX ? -1 : bad_row.load();
+  return bad_row.found();
 }
 
 /// Checks, pads and quantises one group of one row, as the matrix needs. Returns false if it is not finite.
@@ -231,6 +224,21 @@ bool Linear::prepare_row(const Tile& tile, const float* x, int64_t x_stride, int
   if (!needs_quanta_) return all_finite(values, count);
   return kernels_.quantize(values, static_cast<int>(count), quanta,
                            tile.sign.scales + group * tile.sign.rows + row);
+}
+
+/// The tables of one group of one row. Returns false if it is not finite.
+bool Linear::prepare_tables(const Tile& tile, const float* x, int64_t x_stride, int64_t row,
+                            int64_t group) const {
+  alignas(64) int16_t quanta[kGroupColumns];
+  if (!prepare_row(tile, x, x_stride, row, group, quanta)) return false;
+  const int64_t i = group * tile.sign.rows + row;
+  for (int bits = 1; bits <= 2; ++bits) {
+    if (!needs_tables_[bits]) continue;
+    const size_t table = static_cast<size_t>(i * bits) * kernels_.table_bytes;
+    kernels_.build_tables(tile.sign.rows, bits, quanta, tile.sign.tables[bits] + table,
+                          tile.sign.offsets[bits] + 2 * i);
+  }
+  return true;
 }
 
 /// The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows
@@ -257,10 +265,12 @@ const uint8_t* Linear::first_weights(const Worker& worker) const {
   return nullptr;
 }
 
-void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const {
+void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const {
+  static_assert(kGroupColumns == 2 * kBlockRows && kRunBlocks % 2 == 0);
   const auto& parts = matrix_.parts();
   const bool swiglu = activation_ == Activation::kSwiglu;
-  const Runs runs = runs_for(pool.threads());
+  Runs runs = runs_for(pool.threads());
+  if (next != nullptr) runs.grain += runs.grain % 2;  // whole groups of what the next operation reads
 
   pool.parallel([&](Worker& worker) {
     float* sums = worker_scratch(tile, worker);
@@ -284,6 +294,7 @@ void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_st
             }
           }
           write(tile, sums, first_row + first, count, y, y_stride);
+          for (int t = 0; next != nullptr && t < tile.sign.rows; ++t) next->prepare(t, first, count);
         }
         part_begin = part_end;
         first_row += parts[p].rows;

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/linear_kernels.h"
+#include "cpu/lowest_row.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
 #include "niwaki/matrix.h"
@@ -31,6 +32,10 @@ class Linear {
   static constexpr int kFewRows = 3;
   bool takes_norm() const { return !has_floats_; }
 
+  /// On the same condition so few rows can come prepared by the operation before.
+  class Input;
+  bool takes_input() const { return !has_floats_; }
+
   /// Width of a row of y: the matrix's rows, or half of them for SwiGLU.
   int64_t out_columns() const;
 
@@ -41,12 +46,26 @@ class Linear {
   /// Runs on every thread of the pool, from inside a job. x is [rows, matrix columns], y is [rows,
   /// out_columns()]; strides are in floats, scratch is aligned to 64 bytes. Returns the lowest row whose
   /// activations are NaN or infinite (y is then unfinished), or -1. `adapters`, unless null, have begun
-  /// this operation. With `norm`, for up to kFewRows rows, x is what is normed first.
+  /// this operation. With `norm`, for up to kFewRows rows, x is what is normed first. With `next`, of a
+  /// SwiGLU of so few rows, y is prepared for the operation after this one.
   int64_t run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y, int64_t y_stride,
-              std::byte* scratch, RowAdapters* adapters = nullptr, const RowNorm* norm = nullptr) const;
+              std::byte* scratch, RowAdapters* adapters = nullptr, const RowNorm* norm = nullptr,
+              Input* next = nullptr) const;
+  /// The same of rows that are prepared.
+  int64_t run(ThreadPool& pool, const Input& input, float* y, int64_t y_stride) const;
 
  private:
-  struct Tile;
+  /// Some rows of the step, at most LinearKernels::tile_rows, made ready for the kernels.
+  struct Tile {
+    SignTile sign;
+    const float* x;  // rows for the float kernels: zero padded to a multiple of 16 columns
+    int64_t x_stride;
+    float* padded;   // where they are padded, if they must be
+    float* workers;  // worker_floats() for each thread
+    int64_t first_row;
+    RowAdapters* adapters;
+    const RowNorm* norm;
+  };
   struct Runs {
     size_t parts;  // whose blocks are listed
     int64_t blocks;
@@ -57,12 +76,14 @@ class Linear {
   size_t normed_floats() const;
   size_t worker_floats() const;
   float* worker_scratch(const Tile& tile, const Worker& worker) const;
+  Tile tile_of(int64_t first_row, int64_t rows, std::byte* scratch) const;
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const;
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
+  bool prepare_tables(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group) const;
   Runs runs_for(int threads) const;
   const uint8_t* first_weights(const Worker& worker) const;
-  void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride) const;
+  void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const;
   void multiply_part(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
                      float* workspace) const;
   void multiply_blocks(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
@@ -84,6 +105,27 @@ class Linear {
 
   // Offsets into scratch.
   size_t scales_ = 0, tables_[3]{}, offsets_[3]{}, lanes_ = 0, padded_ = 0, workers_ = 0;
+};
+
+/// Few rows of x, prepared by the threads that write them while they have them at hand, so that the operation
+/// begins to multiply at once. Only where it takes_input(), and without adapters, which need all of x.
+class Linear::Input {
+ public:
+  /// `rows` <= kFewRows; strides and scratch, which no operation that runs meanwhile may use, are as for
+  /// `run`.
+  Input(const Linear& linear, int64_t rows, const float* x, int64_t x_stride, std::byte* scratch);
+
+  /// By the thread that has written `count` columns of a row from `first` on, a multiple of kGroupColumns, as
+  /// is `count` unless they end with the row.
+  void prepare(int64_t row, int64_t first, int64_t count);
+
+ private:
+  friend class Linear;
+  const Linear& linear_;
+  const float* x_;
+  const int64_t x_stride_;
+  const Tile tile_;
+  LowestRow bad_row_;
 };
 
 /// One row of a matrix, or of one of its parts, as floats (an embedding): columns() values.

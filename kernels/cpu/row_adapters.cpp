@@ -34,6 +34,17 @@ void RowAdapters::gather(const CpuAdapterSlots* slots, const Step& step, std::sp
   }
 }
 
+bool RowAdapters::touch(size_t op) const {
+  if (entries_ == 0) return false;
+  for (size_t slot = 0; slot < rows_of_slot_.size(); ++slot) {
+    if (rows_of_slot_[slot].empty()) continue;
+    for (const int32_t target : slots_->of_op(op)) {
+      if (target >= 0 && slots_->part(static_cast<int32_t>(slot), target).rank > 0) return true;
+    }
+  }
+  return false;
+}
+
 bool RowAdapters::begin(size_t op) {
   if (entries_ == 0) return false;
   targets_ = &slots_->of_op(op);

@@ -22,6 +22,9 @@ class RowAdapters {
   /// holds no adapter.
   void gather(const CpuAdapterSlots* slots, const Step& step, std::span<const int32_t> sequences);
 
+  /// Whether a row has an adapter that touches a linear operation of the plan.
+  bool touch(size_t op) const;
+
   /// Begins a linear operation of the plan. False if no row has an adapter that touches it; nothing else must
   /// then be called.
   bool begin(size_t op);

@@ -161,6 +161,38 @@ TEST(the_same_sequence_has_the_same_bits_whatever_adapters_run_beside_it) {
   }
 }
 
+TEST(few_rows_have_the_same_bits_whether_an_adapter_touches_what_reads_them_or_not) {
+  constexpr int kLength = 6;
+  // Two sequences with adapters of attention's output or of down alone, beside one without.
+  const std::vector<std::vector<Pair>> adapters = {{{"blk.0.attn_output.0", 256, 256, 4, DataType::kF16, 1},
+                                                    {"blk.1.ffn_down.0", 256, 384, 4, DataType::kF16, 2}},
+                                                   {{"blk.1.attn_output.0", 256, 256, 5, DataType::kF16, 3},
+                                                    {"blk.0.ffn_gate_up.1", 384, 256, 5, DataType::kF16, 4}}};
+  for (const int threads : {1, 2, 5}) {
+    const auto device = open(threads);
+    const auto plan = device->compile(make_spec(*device, MiniModel{}));
+    const auto slots = make_slots(*device, plan, {2, 5, AdapterType::kF16, mini_targets()});
+    for (size_t i = 0; i < 2; ++i) load(*device, slots, static_cast<int32_t>(i), targets_of(adapters[i]));
+    const auto three = [] {
+      std::vector<Sequence> sequences = sixteen_sequences(kLength);
+      sequences.resize(3);
+      sequences[0].mix = {{0, 1}}, sequences[1].mix = {}, sequences[2].mix = {{1, 1}};
+      return sequences;
+    };
+    std::vector<Sequence> whole = three(), alone = three(), together = three();
+    for (Sequence& s : whole) advance(*device, plan, slots, {&s}, {kLength});
+    for (Sequence& s : alone) {
+      while (s.done < kLength) advance(*device, plan, slots, {&s}, {1});
+    }
+    while (together[0].done < kLength)
+      advance(*device, plan, slots, {&together[0], &together[1], &together[2]}, {1, 1, 1});
+    for (size_t i = 0; i < 3; ++i) {
+      CHECK(alone[i].logits == whole[i].logits);
+      CHECK(together[i].logits == whole[i].logits);
+    }
+  }
+}
+
 TEST(a_slot_is_used_again) {
   const auto device = open();
   const auto plan = device->compile(make_spec(*device, MiniModel{}));

@@ -39,6 +39,7 @@ struct QkvLayout {
   int32_t heads;
   int32_t kv_heads;
   int32_t head_dim;
+  friend bool operator==(const QkvLayout&, const QkvLayout&) = default;
 };
 
 enum class Activation : int32_t {
