@@ -203,6 +203,14 @@ describe("a burst of steps", () => {
     expect(engine.statistics()).toMatchObject({ running: 0, cache: { usedBlocks: 0, sequences: 0 } });
   });
 
+  it("ends for other work of the device, and another begins", async () => {
+    const { engine, end, burst } = await bursting(40);
+    engine.endBurst();
+    expect([burst.enough.aborted, burst.signal.aborted]).toEqual([true, false]);
+    const next = await end();
+    expect([tokensOf(next), next.step.following, next.enough.aborted]).toEqual([[13], 15, false]);
+  });
+
   it("goes on without those that ended in it", async () => {
     const { ask, a, end } = await bursting(40);
     const b = ask([20], 30);

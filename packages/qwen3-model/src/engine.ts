@@ -129,13 +129,20 @@ export class Engine {
     this.#entries.set(request, entry);
     // What another request is computing right now is worth waiting for.
     if (request.onLogits !== undefined || !this.#prefixes.hold(entry)) this.#schedule(entry);
-    this.#endBurst();
+    this.endBurst();
     if (this.#active) {
       this.#wake?.();
     } else {
       this.#active = true;
       this.#loop = this.#run();
     }
+  }
+
+  /** Ends a burst with the step that runs: somebody came, went, or has other work for the device. */
+  endBurst(): void {
+    if (!this.#running?.step.following) return;
+    this.#enough.abort();
+    this.#enough = new AbortController();
   }
 
   /** Forgets a request at any moment. A step that computes nothing else is cancelled, also halfway through a chunk. */
@@ -147,7 +154,7 @@ export class Engine {
       this.#abort.abort();
       this.#abort = new AbortController();
     }
-    this.#endBurst();
+    this.endBurst();
     this.#wake?.();
   }
 
@@ -258,13 +265,6 @@ export class Engine {
     let most = MOST_FOLLOWING;
     for (const { request } of plan.chunks) most = Math.min(most, request.mayFollow);
     return this.#scheduler.following(plan, most, this.#burstMilliseconds);
-  }
-
-  /** Somebody came or went: what runs is not all that there is to run, or more. */
-  #endBurst(): void {
-    if (!this.#running?.step.following) return;
-    this.#enough.abort();
-    this.#enough = new AbortController();
   }
 
   #planStep(): Prepared {

@@ -95,6 +95,8 @@ export async function* generation(engine: Engine, options: GenerationOptions): A
       for (const answer of answers) answer.finish("length", () => "");
     } else {
       signal?.addEventListener("abort", onAbort, { once: true });
+      // An adapter may have to be loaded.
+      if (options.acquire !== undefined) engine.endBurst();
       const adapters = await acquireUnlessAborted(options);
       for (const answer of answers) answer.adapters = adapters;
       if (!answers[0]!.ended) engine.submit(answers[0]!);

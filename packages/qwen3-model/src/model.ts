@@ -44,7 +44,7 @@ export interface LoadOptions {
   targetMilliseconds?: number;
   /**
    * While nobody waits, tokens may be computed and come together that take so many milliseconds at most, which makes those
-   * of a small model up to a tenth faster; 0: one by one. 40 if absent, and no more than `targetMilliseconds`.
+   * of a small model up to a tenth faster; 0: one by one. 50 if absent, and no more than `targetMilliseconds`.
    */
   burstMilliseconds?: number;
   /** The memory for adapters that run; taken when the first is loaded. */
@@ -370,7 +370,7 @@ function readLimits(options: LoadOptions, config: Qwen3Config) {
   if (kvCacheTokens < contextLength) {
     throw invalidOption("kvCacheTokens", kvCacheTokens, `at least the contextLength, ${contextLength}`);
   }
-  const { burstMilliseconds = 40 } = options;
+  const { burstMilliseconds = 50 } = options;
   if (!(burstMilliseconds >= 0 && burstMilliseconds < Number.POSITIVE_INFINITY)) {
     throw invalidOption("burstMilliseconds", burstMilliseconds, "a finite number from 0 up");
   }
