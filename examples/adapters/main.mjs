@@ -14,9 +14,9 @@ const speakers = [undefined, ...Object.keys(demoAdapterPaths)].map((adapter) => 
 const together = { most: 0, steps: 0 };
 
 const model = await Qwen3Model.load(demoModelPath, {
-  onStep: ({ chunks }) => {
+  onStep: ({ chunks, steps }) => {
     together.most = Math.max(together.most, chunks.length);
-    if (chunks.length === speakers.length) together.steps++;
+    if (chunks.length === speakers.length) together.steps += steps;
   },
 });
 for (const [name, path] of Object.entries(demoAdapterPaths)) await model.adapters.load(path, { name });
