@@ -201,7 +201,7 @@ TEST(accumulate_adds_to_what_is_there) {
 
 TEST(swiglu_pairs_gate_and_up_rows) {
   ThreadPool one(1), two(2), three(3);
-  constexpr int64_t kRows = 40;
+  constexpr int64_t kRows = 40, kColumns = 128;
   const Tier& portable = *available_tiers().back();
   const std::pair<DataType, DataType> kPairs[] = {
       {DataType::kQ1_0, DataType::kQ1_0}, {DataType::kQ2_0, DataType::kQ2_0},
@@ -209,13 +209,13 @@ TEST(swiglu_pairs_gate_and_up_rows) {
       {DataType::kF16, DataType::kF16},   {DataType::kQ8_0, DataType::kQ1_0}};
   for (const auto& [gate_type, up_type] : kPairs) {
     for (const int64_t half : {1, 64, 77, 128, 200, 64 * 39 + 5}) {
-      const std::vector<Tensor> tensors = {random_tensor(gate_type, half, 256, 5),
-                                           random_tensor(up_type, half, 256, 6)};
-      const auto matrix = pack(two, tensors, 256);
-      const auto x = random_activations(kRows, 256, 7);
+      const std::vector<Tensor> tensors = {random_tensor(gate_type, half, kColumns, 5),
+                                           random_tensor(up_type, half, kColumns, 6)};
+      const auto matrix = pack(two, tensors, kColumns);
+      const auto x = random_activations(kRows, kColumns, 7);
       // Each alone.
-      const auto gate = run(one, portable, *pack(one, {tensors[0]}, 256), Activation::kNone, kRows, x);
-      const auto up = run(one, portable, *pack(one, {tensors[1]}, 256), Activation::kNone, kRows, x);
+      const auto gate = run(one, portable, *pack(one, {tensors[0]}, kColumns), Activation::kNone, kRows, x);
+      const auto up = run(one, portable, *pack(one, {tensors[1]}, kColumns), Activation::kNone, kRows, x);
       std::vector<float> stacked, expected;
       double worst = 0;
       for (int64_t t = 0; t < kRows; ++t) {
@@ -238,8 +238,8 @@ TEST(swiglu_pairs_gate_and_up_rows) {
       CHECK(worst < 1e-6);
       for (const Tier* tier : available_tiers()) {
         for (ThreadPool* pool : {&one, &two, &three}) {
-          for (int64_t rows = 1; rows <= kRows; rows += rows < 4 || half == 200 ? 1 : 12) {
-            const std::vector<float> tail(x.end() - rows * 256, x.end());
+          for (int64_t rows = 1; rows <= kRows; rows += rows < 3 || half == 200 ? 1 : 14) {
+            const std::vector<float> tail(x.end() - rows * kColumns, x.end());
             const auto agrees = [&](Activation activation, const std::vector<float>& whole) {
               const auto y = run(*pool, *tier, *matrix, activation, rows, tail);
               return same_bits(y, {whole.end() - static_cast<int64_t>(y.size()), whole.end()});
