@@ -44,6 +44,7 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
       matrix_(matrix),
       activation_(activation),
       accumulate_(accumulate),
+      one_stream_(matrix.parts()[0].alternates()),
       groups_((matrix.columns() + kGroupColumns - 1) / kGroupColumns) {
   const auto& parts = matrix.parts();
   if (activation == Activation::kSwiglu && (parts.size() != 2 || parts[0].rows != parts[1].rows)) {
@@ -88,9 +89,9 @@ int64_t Linear::out_columns() const {
   return activation_ == Activation::kSwiglu ? matrix_.rows() / 2 : matrix_.rows();
 }
 
-/// A thread's own scratch: results, those of the up half, the kernels' workspace, and rows that it normed.
+/// A thread's own scratch: results, the kernels' workspace, and rows that it normed.
 size_t Linear::worker_floats() const {
-  return 2 * sum_floats() + kWorkspaceFloats + normed_floats();
+  return sum_floats() + kWorkspaceFloats + normed_floats();
 }
 
 float* Linear::worker_scratch(const Tile& tile, const Worker& worker) const {
@@ -169,7 +170,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
     const float* x = rows;
     int64_t x_stride = rows_stride;
     if (tile.norm != nullptr) {
-      float* normed = worker_scratch(tile, worker) + 2 * sum_floats() + kWorkspaceFloats;
+      float* normed = worker_scratch(tile, worker) + sum_floats() + kWorkspaceFloats;
       for (int row = 0; row < tile.sign.rows; ++row) {
         if (!row_kernels_.rms_norm(rows + row * rows_stride, tile.norm->weight, tile.norm->eps,
                                    matrix_.columns(), normed + row * groups_ * kGroupColumns)) {
@@ -243,97 +244,122 @@ bool Linear::prepare_tables(const Tile& tile, const float* x, int64_t x_stride, 
 
 /// The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows
 /// and the block of up rows beside it are one item.
-Linear::Runs Linear::runs_for(int threads) const {
-  const auto& parts = matrix_.parts();
-  Runs runs{activation_ == Activation::kSwiglu ? 1 : parts.size(), 0, 0};
-  for (size_t p = 0; p < runs.parts; ++p) runs.blocks += parts[p].blocks();
-  // Few blocks for many threads: smaller runs. Else long ones: every change of stream costs, between gate and
-  // up above all.
-  runs.grain = std::clamp<int64_t>(runs.blocks / (4 * threads), 1, kRunBlocks);
-  return runs;
+Linear::Items Linear::items_for(int threads) const {
+  int64_t blocks = 0;
+  for (const Matrix::Part& part : matrix_.parts()) blocks += part.blocks();
+  const int64_t of_item = activation_ == Activation::kSwiglu ? 2 : 1, count = blocks / of_item;
+  // Few blocks for many threads: smaller runs. Else long ones: every change of stream costs.
+  return {count, of_item, std::clamp<int64_t>(count / (4 * threads), 1, kRunBlocks)};
 }
 
 /// Where a thread's share of the weights begins; null if it has none.
 const uint8_t* Linear::first_weights(const Worker& worker) const {
-  const Runs runs = runs_for(worker.count());
-  int64_t block = worker.first_item(runs.blocks, runs.grain);
-  for (size_t p = 0; p < runs.parts; ++p) {
-    const Matrix::Part& part = matrix_.parts()[p];
-    if (block < part.blocks()) return part.block(block);
-    block -= part.blocks();
+  const Items items = items_for(worker.count());
+  const int64_t item = worker.first_item(items.count, items.grain), block = item * items.blocks;
+  const uint8_t* weights = nullptr;
+  each_stretch(block, item < items.count ? block + 1 : block,
+               [&](const Stretch& s) { weights = matrix_.parts()[s.part].block(s.block); });
+  return weights;
+}
+
+/// Calls f(Stretch) for the blocks [begin, end) of the list. It has part after part; where blocks of two
+/// parts alternate in memory, or SwiGLU takes them in pairs, they alternate in it, too.
+template <class F>
+void Linear::each_stretch(int64_t begin, int64_t end, F&& f) const {
+  const auto& parts = matrix_.parts();
+  const bool in_turn = one_stream_ || activation_ == Activation::kSwiglu;
+  Stretch s{};
+  for (int64_t i = begin; i < end; i += s.blocks) {
+    s.part = in_turn ? static_cast<size_t>(i % 2) : 0;
+    s.block = in_turn ? i / 2 : i;
+    while (s.block >= parts[s.part].blocks()) s.block -= parts[s.part++].blocks();
+    s.blocks = in_turn ? 1 : std::min(end - i, parts[s.part].blocks() - s.block);
+    s.row = s.block * kBlockRows;
+    s.rows = std::min(s.blocks * kBlockRows, parts[s.part].rows - s.row);
+    s.at = (i - begin) * kBlockRows;
+    f(s);
   }
-  return nullptr;
 }
 
 void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const {
-  static_assert(kGroupColumns == 2 * kBlockRows && kRunBlocks % 2 == 0);
   const auto& parts = matrix_.parts();
-  const bool swiglu = activation_ == Activation::kSwiglu;
-  Runs runs = runs_for(pool.threads());
-  if (next != nullptr) runs.grain += runs.grain % 2;  // whole groups of what the next operation reads
+  Items items = items_for(pool.threads());
+  // Whole groups of what the next operation reads.
+  static_assert(kGroupColumns == 2 * kBlockRows && kRunBlocks % 4 == 0);
+  if (next != nullptr) items.grain += items.grain % 2;
 
   pool.parallel([&](Worker& worker) {
     float* sums = worker_scratch(tile, worker);
-    float* up = sums + sum_floats();
-    float* workspace = up + sum_floats();
-    worker.each(runs.blocks, runs.grain, [&](int64_t begin, int64_t end) {
-      int64_t part_begin = 0, first_row = 0;  // of the part, in the list and in y
-      for (size_t p = 0; p < runs.parts && part_begin < end; ++p) {
-        const int64_t part_end = part_begin + parts[p].blocks();
-        const int64_t from = std::max(begin, part_begin) - part_begin,
-                      to = std::min(end, part_end) - part_begin;
-        if (from < to) {
-          const int64_t first = from * kBlockRows;
-          const int64_t count = std::min((to - from) * kBlockRows, parts[p].rows - first);
-          multiply_part(p, from, to - from, tile, sums, workspace);
-          if (swiglu) {
-            multiply_part(1, from, to - from, tile, up, workspace);
-            for (int t = 0; t < tile.sign.rows; ++t) {
-              float* gate = sums + t * kSumStride;
-              kernels_.swiglu(gate, up + t * kSumStride, (count + 15) / 16 * 16, gate);
-            }
-          }
-          write(tile, sums, first_row + first, count, y, y_stride);
+    float* workspace = sums + sum_floats();
+    worker.each(items.count, items.grain, [&](int64_t first_item, int64_t last_item) {
+      const int64_t last = last_item * items.blocks;
+      for (int64_t begin = first_item * items.blocks, end; begin < last; begin = end) {
+        end = std::min(begin + kRunBlocks, last);
+        multiply_blocks(begin, end, tile, sums, workspace);
+        if (activation_ == Activation::kSwiglu) {
+          const int64_t first = begin / 2 * kBlockRows;
+          const int64_t count = std::min((end - begin) / 2 * kBlockRows, parts[0].rows - first);
+          apply_swiglu(tile, sums, count);
+          write(tile, sums, first, count, y, y_stride);
           for (int t = 0; next != nullptr && t < tile.sign.rows; ++t) next->prepare(t, first, count);
+        } else {
+          each_stretch(begin, end, [&](const Stretch& s) {
+            write(tile, sums + s.at, parts[s.part].first_row + s.row, s.rows, y, y_stride);
+          });
         }
-        part_begin = part_end;
-        first_row += parts[p].rows;
       }
     });
   });
 }
 
-/// out[t][r], rows kSumStride apart, for `blocks` blocks of a part, adapters and all; defined up to a
-/// multiple of 16 rows.
-void Linear::multiply_part(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile,
-                           float* out, float* workspace) const {
-  if (tile.adapters == nullptr) return multiply_blocks(part_index, first_block, blocks, tile, out, workspace);
+/// out[t][r], rows kSumStride apart, for the blocks [begin, end) of the list, 64 rows each, adapters and all;
+/// of a stretch defined up to a multiple of 16 rows.
+void Linear::multiply_blocks(int64_t begin, int64_t end, const Tile& tile, float* out,
+                             float* workspace) const {
+  if (tile.adapters == nullptr) return multiply_weights(begin, end, tile, out, workspace);
   // A few rows wait for memory: what the adapters add is computed while the weights of the next blocks come.
-  const int64_t piece = tile.sign.rows > kFewRows ? blocks : kFewBlocks;
-  const int64_t part_rows = matrix_.parts()[part_index].rows;
-  for (int64_t block = 0; block < blocks; block += piece, out += piece * kBlockRows) {
-    const int64_t count = std::min(piece, blocks - block), first = (first_block + block) * kBlockRows;
-    const int64_t rows = std::min(count * kBlockRows, part_rows - first);
-    tile.adapters->prefetch(part_index, first, rows);
-    multiply_blocks(part_index, first_block + block, count, tile, out, workspace);
-    tile.adapters->add(part_index, first, rows, out, kSumStride);
+  const int64_t piece = tile.sign.rows > kFewRows ? end - begin : kFewBlocks;
+  for (; begin < end; begin += piece, out += piece * kBlockRows) {
+    const int64_t to = std::min(begin + piece, end);
+    each_stretch(begin, to, [&](const Stretch& s) { tile.adapters->prefetch(s.part, s.row, s.rows); });
+    multiply_weights(begin, to, tile, out, workspace);
+    each_stretch(begin, to, [&](const Stretch& s) {
+      tile.adapters->add(s.part, s.row, s.rows, out + s.at, kSumStride);
+    });
   }
 }
 
 /// The same of the matrix alone.
-void Linear::multiply_blocks(size_t part_index, int64_t first_block, int64_t blocks, const Tile& tile,
-                             float* out, float* workspace) const {
-  const Matrix::Part& part = matrix_.parts()[part_index];
-  if (is_sign_type(part.type)) {
-    return kernels_.multiply_sign(part.type, part.block(first_block), blocks, tile.sign, out, kSumStride,
+void Linear::multiply_weights(int64_t begin, int64_t end, const Tile& tile, float* out,
+                              float* workspace) const {
+  if (one_stream_) {
+    const Matrix::Part& part = matrix_.parts()[static_cast<size_t>(begin % 2)];
+    return kernels_.multiply_sign(part.type, part.block(begin / 2), end - begin, tile.sign, out, kSumStride,
                                   workspace);
   }
-  const int64_t rows = std::min(blocks * kBlockRows, part.rows - first_block * kBlockRows);
-  kernels_.multiply_float(part.type, part.block(first_block), part.row_stride, rows,
-                          padded_columns(part.columns), tile.x, tile.x_stride, tile.sign.rows, out,
-                          kSumStride);
-  for (int t = 0; t < tile.sign.rows; ++t) {
-    for (int64_t r = rows; r % 16 != 0; ++r) out[t * kSumStride + r] = 0.0f;
+  each_stretch(begin, end, [&](const Stretch& s) {
+    const Matrix::Part& part = matrix_.parts()[s.part];
+    float* sums = out + s.at;
+    if (is_sign_type(part.type)) {
+      return kernels_.multiply_sign(part.type, part.block(s.block), s.blocks, tile.sign, sums, kSumStride,
+                                    workspace);
+    }
+    kernels_.multiply_float(part.type, part.block(s.block), part.row_stride, s.rows,
+                            padded_columns(part.columns), tile.x, tile.x_stride, tile.sign.rows, sums,
+                            kSumStride);
+    for (int t = 0; t < tile.sign.rows; ++t) {
+      for (int64_t r = s.rows; r % 16 != 0; ++r) sums[t * kSumStride + r] = 0.0f;
+    }
+  });
+}
+
+/// Of sums of gate and up, 64 rows each in turn, `count` values one after another; in place.
+void Linear::apply_swiglu(const Tile& tile, float* sums, int64_t count) const {
+  for (int t = 0; t < tile.sign.rows; ++t, sums += kSumStride) {
+    for (int64_t r = 0; r < count; r += kBlockRows) {
+      const float *gate = sums + 2 * r, *up = gate + kBlockRows;
+      kernels_.swiglu(gate, up, std::min<int64_t>(kBlockRows, (count - r + 15) / 16 * 16), sums + r);
+    }
   }
 }
 

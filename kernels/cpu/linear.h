@@ -66,9 +66,17 @@ class Linear {
     RowAdapters* adapters;
     const RowNorm* norm;
   };
-  struct Runs {
-    size_t parts;  // whose blocks are listed
-    int64_t blocks;
+  /// Blocks of one part that follow one another in the list of all blocks.
+  struct Stretch {
+    size_t part;
+    int64_t block, blocks;
+    int64_t row, rows;  // of the part, whose last block may be short
+    int64_t at;         // rows of the list before it
+  };
+  /// What threads share: blocks of the list, or pairs of them.
+  struct Items {
+    int64_t count;
+    int64_t blocks;  // of an item
     int64_t grain;
   };
   bool by_lanes(int tile_rows) const { return tile_rows > kernels_.table_rows; }
@@ -81,13 +89,14 @@ class Linear {
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
   bool prepare_tables(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group) const;
-  Runs runs_for(int threads) const;
+  Items items_for(int threads) const;
   const uint8_t* first_weights(const Worker& worker) const;
+  template <class F>
+  void each_stretch(int64_t begin, int64_t end, F&& f) const;
   void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const;
-  void multiply_part(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
-                     float* workspace) const;
-  void multiply_blocks(size_t part, int64_t first_block, int64_t blocks, const Tile& tile, float* out,
-                       float* workspace) const;
+  void multiply_blocks(int64_t begin, int64_t end, const Tile& tile, float* out, float* workspace) const;
+  void multiply_weights(int64_t begin, int64_t end, const Tile& tile, float* out, float* workspace) const;
+  void apply_swiglu(const Tile& tile, float* sums, int64_t count) const;
   void write(const Tile& tile, const float* sums, int64_t first, int64_t count, float* y,
              int64_t y_stride) const;
 
@@ -96,6 +105,7 @@ class Linear {
   const Matrix& matrix_;
   Activation activation_;
   bool accumulate_;
+  bool one_stream_;         // the blocks of the two parts alternate in memory
   int tile_rows_;           // rows of the step that are multiplied together at most
   int64_t groups_;          // of activations, the last may be short
   bool needs_tables_[3]{};  // by weight bits

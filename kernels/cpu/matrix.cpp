@@ -6,6 +6,7 @@
 
 #include "cpu/matrix_part.h"
 #include "cpu/thread_pool.h"
+#include "cpu/weight_memory.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
@@ -93,21 +94,32 @@ void lower(std::atomic<int64_t>& minimum, int64_t value) {
   }
 }
 
-Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& pool, WeightArena& arena) {
-  Matrix::Part part{source.name, source.type, source.rows, columns, 0, {}};
-  const bool sign = is_sign_type(source.type);
-  const size_t row_size = row_bytes(source.type, columns);
-  if (!sign) {
-    const bool plain = info(source.type).block == 1;
-    part.row_stride = plain ? row_bytes(source.type, padded_columns(columns)) : row_size;
-  }
-  part.memory = arena.allocate(sign ? static_cast<size_t>(part.blocks()) * part.block_stride()
-                                    : static_cast<size_t>(part.rows) * part.row_stride);
+/// Bytes of the rows of a float type, as they are packed.
+size_t row_stride(DataType type, int64_t columns) {
+  if (is_sign_type(type)) return 0;
+  return row_bytes(type, info(type).block == 1 ? padded_columns(columns) : columns);
+}
+
+size_t part_bytes(const Matrix::Part& part) {
+  return is_sign_type(part.type) ? static_cast<size_t>(part.blocks()) * part.block_bytes()
+                                 : static_cast<size_t>(part.rows) * part.row_stride;
+}
+
+/// Whether the blocks of the sources are to alternate: see Matrix::Part.
+bool alternate(std::span<const MatrixSource> sources) {
+  return sources.size() == 2 && is_sign_type(sources[0].type) && sources[0].type == sources[1].type &&
+         sources[0].rows == sources[1].rows;
+}
+
+void pack_part(const MatrixSource& source, const Matrix::Part& part, ThreadPool& pool) {
+  const bool sign = is_sign_type(part.type);
+  const int64_t columns = part.columns;
+  const size_t row_size = row_bytes(part.type, columns);
   std::atomic<int64_t> bad_row{INT64_MAX};
   const auto pack_rows = [&](int64_t first) {
     const int64_t count = std::min<int64_t>(kBlockRows, part.rows - first);
     const uint8_t* rows = source.data + static_cast<size_t>(first) * row_size;
-    uint8_t* out = part.memory.data() + static_cast<size_t>(first / kBlockRows) * part.block_stride();
+    uint8_t* out = part.data + static_cast<size_t>(first / kBlockRows) * part.block_stride;
     if (sign) {
       std::vector<uint8_t> padded;
       if (count < kBlockRows) {
@@ -123,7 +135,6 @@ Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& 
     }
   };
   pool.parallel([&](Worker& worker) {
-    worker.each(part.memory.huge_pages(), 1, [&](int64_t page, int64_t) { part.memory.populate(page); });
     worker.each(part.blocks(), kPackBlocks, [&](int64_t begin, int64_t end) {
       const size_t last = static_cast<size_t>(std::min(part.rows, end * kBlockRows)) * row_size - 1;
       // The pages of a mapped file must be there before they can be asked for.
@@ -138,12 +149,11 @@ Matrix::Part pack_part(const MatrixSource& source, int64_t columns, ThreadPool& 
                     (info(source.type).block > 1 ? " has a scale" : " has a weight") +
                     " that is NaN or infinite. The file is damaged or was converted wrongly.");
   }
-  return part;
 }
 
 }  // namespace
 
-size_t Matrix::Part::block_stride() const {
+size_t Matrix::Part::block_bytes() const {
   if (!is_sign_type(type)) return kBlockRows * row_stride;
   const SignLayout layout = sign_layout(type);
   return static_cast<size_t>(columns / layout.columns * layout.block_bytes());
@@ -170,17 +180,32 @@ std::shared_ptr<const Matrix> Matrix::pack(std::span<const MatrixSource> sources
   }
   std::shared_ptr<Matrix> matrix(new Matrix());
   matrix->columns_ = columns;
+  std::vector<size_t> begins;
+  size_t bytes = 0;
   for (const MatrixSource& source : sources) {
-    matrix->parts_.push_back(pack_part(source, columns, pool, arena));
-    matrix->rows_ += source.rows;
+    Part part{source.name, source.type, source.rows, columns, matrix->rows_, 0, 0, nullptr};
+    part.row_stride = row_stride(source.type, columns);
+    part.block_stride = part.block_bytes() * (alternate(sources) ? 2 : 1);
+    bytes = (bytes + 63) / 64 * 64;
+    begins.push_back(part.alternates() ? begins.size() * part.block_bytes() : bytes);
+    bytes += part_bytes(part);
+    matrix->rows_ += part.rows;
+    matrix->parts_.push_back(std::move(part));
+  }
+  matrix->memory_ = std::make_unique<const WeightMemory>(arena.allocate(bytes));
+  const WeightMemory& memory = *matrix->memory_;
+  pool.parallel([&](Worker& worker) {
+    worker.each(memory.huge_pages(), 1, [&](int64_t page, int64_t) { memory.populate(page); });
+  });
+  for (size_t p = 0; p < sources.size(); ++p) {
+    matrix->parts_[p].data = memory.data() + begins[p];
+    pack_part(sources[p], matrix->parts_[p], pool);
   }
   return matrix;
 }
 
 size_t Matrix::bytes() const {
-  size_t bytes = 0;
-  for (const Part& part : parts_) bytes += part.memory.bytes();
-  return bytes;
+  return memory_->bytes();
 }
 
 Vector::Vector(const std::string& name, std::span<const float> values)

@@ -3,7 +3,6 @@
 #include <string>
 
 #include "cpu/linear_kernels.h"
-#include "cpu/weight_memory.h"
 #include "niwaki/matrix.h"
 
 namespace niwaki {
@@ -14,20 +13,26 @@ namespace niwaki {
 ///   float types:   [row][row_stride], rows as in the file
 ///
 /// Rows of F32, F16 and BF16 are zero padded to a multiple of 16 columns.
+///
+/// The parts of a matrix lie one after another in its memory, but for two of the same sign type with equal
+/// rows: their blocks alternate, so that SwiGLU, which needs a row of both at once, reads one stream.
+///
+///   gate block 0 | up block 0 | gate block 1 | up block 1 | ...
 struct Matrix::Part {
   std::string name;
   DataType type;
   int64_t rows;
   int64_t columns;
-  size_t row_stride;  // bytes; float types only
-  WeightMemory memory;
+  int64_t first_row;    // in the matrix
+  size_t row_stride;    // bytes; float types only
+  size_t block_stride;  // bytes from one block of 64 rows to the next
+  uint8_t* data;        // the first block, in the matrix's memory
 
   int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
-  /// Bytes from one block of 64 rows to the next.
-  size_t block_stride() const;
-  const uint8_t* block(int64_t index) const {
-    return memory.data() + static_cast<size_t>(index) * block_stride();
-  }
+  size_t block_bytes() const;
+  /// Whether the blocks of the other part lie between its own.
+  bool alternates() const { return block_stride != block_bytes(); }
+  const uint8_t* block(int64_t index) const { return data + static_cast<size_t>(index) * block_stride; }
 };
 
 /// Float kernels work on 16 columns at a time.

@@ -31,7 +31,7 @@ void copy_sign_row(const Matrix::Part& part, int64_t row, float* out) {
 }
 
 void copy_float_row(const Matrix::Part& part, int64_t row, float* out) {
-  const uint8_t* p = part.memory.data() + static_cast<size_t>(row) * part.row_stride;
+  const uint8_t* p = part.block(row / kBlockRows) + static_cast<size_t>(row % kBlockRows) * part.row_stride;
   for (int64_t c = 0; c < part.columns; ++c) {
     uint16_t bits;
     switch (part.type) {

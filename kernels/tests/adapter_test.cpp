@@ -1,11 +1,15 @@
 // Adapters of one linear operation: what they compute, and what cannot be loaded.
 #include "niwaki/adapter.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "adapters.h"
 #include "check.h"
+#include "cpu/linear_kernels.h"
+#include "cpu/tier.h"
 #include "errors.h"
 #include "tensors.h"
 
@@ -172,6 +176,64 @@ TEST(comes_before_swiglu) {
   std::vector<double> expected;
   for (size_t i = 0; i < 40; ++i) expected.push_back(whole[i] / (1 + std::exp(-whole[i])) * whole[i + 40]);
   CHECK(relative_error(result.logits, expected) < 1e-6);
+}
+
+TEST(gate_and_up_have_the_bits_that_they_have_alone) {
+  const struct {
+    DataType type;
+    int64_t rows;
+  } cases[] = {{DataType::kQ1_0, 77}, {DataType::kQ1_0, 1280}, {DataType::kQ2_0, 600}, {DataType::kF16, 77}};
+  for (const auto& [type, rows] : cases) {
+    const Pair pairs[] = {{"w0", rows, 128, 8, DataType::kF16, 1},
+                          {"w1", rows, 128, 5, DataType::kF16, 3},
+                          {"w0", rows, 128, 2, DataType::kF16, 5, true},
+                          {"w1", rows, 128, 8, DataType::kF16, 7, true}};
+    const OneLinear linear(type, {rows, rows}, 128);
+    OneLinear gate(type, {rows}, 128), up(type, {rows}, 128);
+    up.tensors[0] = linear.tensors[1];
+    for (const std::string& tier : Device::tiers()) {
+      for (const int threads : {1, 3}) {
+        const auto device = open(threads, tier);
+        const auto run_rows = [&](const OneLinear& of, int count, Activation activation) {
+          const auto plan = of.compile(*device, activation);
+          std::vector<std::string> names;
+          for (const Tensor& tensor : of.tensors) names.push_back(tensor.name);
+          const auto slots = make_slots(*device, plan, {2, 8, AdapterType::kF16, names});
+          std::vector<AdapterTarget> first, second;
+          for (const Pair& pair : pairs) {
+            if (std::find(names.begin(), names.end(), pair.target.tensor) == names.end()) continue;
+            (pair.target.row_scale.empty() ? first : second).push_back(pair.target);
+          }
+          load(*device, slots, 0, first);
+          load(*device, slots, 1, second);
+          const std::vector<AdapterUse> mixes[] = {{{0, 1}}, {{1, 0.5f}, {0, 2}}, {}};
+          std::vector<std::vector<AdapterUse>> of_rows;
+          for (int i = 0; i < count; ++i) of_rows.push_back(mixes[i % 3]);
+          return run(*device, plan, step_of(slots, of_rows)).logits;
+        };
+        for (const int count : {1, 2, 3, 4, 40}) {
+          const auto g = run_rows(gate, count, Activation::kNone), u = run_rows(up, count, Activation::kNone);
+          const auto stacked = run_rows(linear, count, Activation::kNone);
+          const auto y = run_rows(linear, count, Activation::kSwiglu);
+          for (int64_t t = 0; t < count; ++t) {
+            const auto row_of = [&](const std::vector<float>& of) {
+              std::vector<float> row(of.begin() + t * rows, of.begin() + (t + 1) * rows);
+              row.resize(static_cast<size_t>(rows + 15) / 16 * 16);
+              return row;
+            };
+            const auto g_row = row_of(g), u_row = row_of(u);
+            auto expected = g_row;
+            choose_tier(tier).linear.swiglu(g_row.data(), u_row.data(), (rows + 15) / 16 * 16,
+                                            expected.data());
+            const auto n = static_cast<size_t>(rows) * sizeof(float);
+            CHECK(std::memcmp(&y[static_cast<size_t>(t * rows)], expected.data(), n) == 0);
+            CHECK(std::memcmp(&stacked[static_cast<size_t>(2 * t * rows)], g_row.data(), n) == 0);
+            CHECK(std::memcmp(&stacked[static_cast<size_t>((2 * t + 1) * rows)], u_row.data(), n) == 0);
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST(what_cannot_be_loaded_leaves_the_slot_as_it_was) {

@@ -94,7 +94,7 @@ TEST(few_rows_have_the_same_bits_as_by_one_operation_after_another) {
     MiniModel model;
     int32_t narrow = 0;
   };
-  std::vector<Case> cases(8);
+  std::vector<Case> cases(9);
   cases[1].model.kv_type = KvType::kF32;
   cases[2].model.kv_type = KvType::kQ8;
   cases[3].model.kv_heads = 4;   // a KV head's 64 columns are no group of activations
@@ -105,6 +105,7 @@ TEST(few_rows_have_the_same_bits_as_by_one_operation_after_another) {
   cases[6].narrow = 320;         // the last group of activations is half of one
   cases[7].model.head_dim = 32;  // groups of four heads, so that 32 rows are a tile
   cases[7].model.heads = 8;
+  cases[8].model.ffn = 2816;  // of 44 blocks, shared out by twelves in one thread, more than go at once
   // Alone, together, several rows of one, chunks that fit a tile and that do not.
   const std::vector<std::vector<int>> steps = {{20, 1, 0}, {1, 0, 0},  {1, 1, 1}, {3, 0, 0},  {2, 1, 0},
                                                {1, 2, 0},  {0, 1, 0},  {0, 0, 3}, {5, 20, 9}, {1, 0, 1},

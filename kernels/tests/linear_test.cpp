@@ -189,38 +189,65 @@ TEST(tensors_of_different_types_are_one_matrix) {
 
 TEST(accumulate_adds_to_what_is_there) {
   ThreadPool pool(2);
-  const auto matrix = pack(pool, {random_tensor(DataType::kQ1_0, 131, 256, 1)}, 256);
-  const auto x = random_activations(3, 256, 2);
-  const auto y = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x);
-  const auto sum = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x, true);
-  for (size_t i = 0; i < y.size(); ++i) CHECK(sum[i] == 2.5f + y[i]);
+  for (const size_t count : {1, 2}) {
+    const auto matrix =
+        pack(pool, std::vector<Tensor>(count, random_tensor(DataType::kQ1_0, 131, 256, 1)), 256);
+    const auto x = random_activations(3, 256, 2);
+    const auto y = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x);
+    const auto sum = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x, true);
+    for (size_t i = 0; i < y.size(); ++i) CHECK(sum[i] == 2.5f + y[i]);
+  }
 }
 
 TEST(swiglu_pairs_gate_and_up_rows) {
-  ThreadPool pool(2);
-  for (const DataType gate : {DataType::kQ1_0, DataType::kF16, DataType::kQ2_0}) {
-    for (const DataType up : {DataType::kQ1_0, DataType::kF32}) {
-      for (const int64_t half : {1, 64, 77, 600}) {
-        const std::vector<Tensor> tensors = {random_tensor(gate, half, 256, 5),
-                                             random_tensor(up, half, 256, 6)};
-        const auto matrix = pack(pool, tensors, 256);
-        const auto x = random_activations(18, 256, 7);
-        const auto stacked = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 18, x);
-        const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kSwiglu, 18, x);
-        CHECK(y.size() == static_cast<size_t>(18 * half));
-        double worst = 0;
-        for (int64_t t = 0; t < 18; ++t) {
-          for (int64_t r = 0; r < half; ++r) {
-            const double g = stacked[static_cast<size_t>(t * 2 * half + r)],
-                         u = stacked[static_cast<size_t>(t * 2 * half + half + r)];
-            const double expected = g / (1 + std::exp(-g)) * u;
-            worst = std::max(worst, std::abs(y[static_cast<size_t>(t * half + r)] - expected) /
-                                        (std::abs(expected) + 1e-30));
+  ThreadPool one(1), two(2), three(3);
+  constexpr int64_t kRows = 40, kColumns = 128;
+  const Tier& portable = *available_tiers().back();
+  const std::pair<DataType, DataType> kPairs[] = {
+      {DataType::kQ1_0, DataType::kQ1_0}, {DataType::kQ2_0, DataType::kQ2_0},
+      {DataType::kQ1_0, DataType::kQ2_0}, {DataType::kQ2_0_G128, DataType::kQ2_0_G128},
+      {DataType::kF16, DataType::kF16},   {DataType::kQ8_0, DataType::kQ1_0}};
+  for (const auto& [gate_type, up_type] : kPairs) {
+    for (const int64_t half : {1, 64, 77, 128, 200, 64 * 39 + 5}) {
+      const std::vector<Tensor> tensors = {random_tensor(gate_type, half, kColumns, 5),
+                                           random_tensor(up_type, half, kColumns, 6)};
+      const auto matrix = pack(two, tensors, kColumns);
+      const auto x = random_activations(kRows, kColumns, 7);
+      // Each alone.
+      const auto gate = run(one, portable, *pack(one, {tensors[0]}, kColumns), Activation::kNone, kRows, x);
+      const auto up = run(one, portable, *pack(one, {tensors[1]}, kColumns), Activation::kNone, kRows, x);
+      std::vector<float> stacked, expected;
+      double worst = 0;
+      for (int64_t t = 0; t < kRows; ++t) {
+        const auto row_of = [&](const std::vector<float>& y) {
+          return std::vector<float>(y.begin() + t * half, y.begin() + (t + 1) * half);
+        };
+        std::vector<float> g = row_of(gate), u = row_of(up);
+        stacked.insert(stacked.end(), g.begin(), g.end());
+        stacked.insert(stacked.end(), u.begin(), u.end());
+        const size_t padded = static_cast<size_t>(half + 15) / 16 * 16;
+        g.resize(padded), u.resize(padded);
+        std::vector<float> y(padded);
+        portable.linear.swiglu(g.data(), u.data(), static_cast<int64_t>(padded), y.data());
+        expected.insert(expected.end(), y.begin(), y.begin() + half);
+        for (size_t r = 0; r < static_cast<size_t>(half); ++r) {
+          const double exact = g[r] / (1 + std::exp(-static_cast<double>(g[r]))) * u[r];
+          worst = std::max(worst, std::abs(y[r] - exact) / (std::abs(exact) + 1e-30));
+        }
+      }
+      CHECK(worst < 1e-6);
+      for (const Tier* tier : available_tiers()) {
+        for (ThreadPool* pool : {&one, &two, &three}) {
+          for (int64_t rows = 1; rows <= kRows; rows += rows < 3 || half == 200 ? 1 : 14) {
+            const std::vector<float> tail(x.end() - rows * kColumns, x.end());
+            const auto agrees = [&](Activation activation, const std::vector<float>& whole) {
+              const auto y = run(*pool, *tier, *matrix, activation, rows, tail);
+              return same_bits(y, {whole.end() - static_cast<int64_t>(y.size()), whole.end()});
+            };
+            CHECK(agrees(Activation::kSwiglu, expected));
+            CHECK(agrees(Activation::kNone, stacked));
           }
         }
-        CHECK(worst < 1e-6);
-        for (const Tier* tier : available_tiers())
-          CHECK(same_bits(run(pool, *tier, *matrix, Activation::kSwiglu, 18, x), y));
       }
     }
   }

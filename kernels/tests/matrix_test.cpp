@@ -5,7 +5,7 @@
 
 #include "check.h"
 #include "cpu/linear.h"
-#include "cpu/linear_kernels.h"
+#include "cpu/matrix_part.h"
 #include "cpu/weight_memory.h"
 #include "niwaki/error.h"
 #include "tensors.h"
@@ -70,14 +70,67 @@ TEST(rows_of_stacked_tensors_follow_one_another) {
   CHECK(row[200] == tensors[2].weight(2, 200));
 }
 
+TEST(blocks_of_gate_and_up_alternate) {
+  ThreadPool pool(2);
+  struct Case {
+    DataType gate, up;
+    int64_t more = 0;  // rows of up
+    bool alternate = false;
+  };
+  const Case cases[] = {{DataType::kQ1_0, DataType::kQ1_0, 0, true},
+                        {DataType::kQ2_0, DataType::kQ2_0, 0, true},
+                        {DataType::kQ2_0_G128, DataType::kQ2_0_G128, 0, true},
+                        {DataType::kQ1_0, DataType::kQ1_0, 64},
+                        {DataType::kQ1_0, DataType::kQ2_0},
+                        {DataType::kF16, DataType::kF16},
+                        {DataType::kQ8_0, DataType::kQ8_0}};
+  for (const Case& c : cases) {
+    for (const int64_t rows : {1, 64, 200}) {
+      const std::vector<Tensor> tensors = {random_tensor(c.gate, rows, 384, 1),
+                                           random_tensor(c.up, rows + c.more, 384, 2)};
+      const auto matrix = pack(pool, tensors, 384);
+      const Matrix::Part &gate = matrix->parts()[0], &up = matrix->parts()[1];
+      CHECK(gate.alternates() == c.alternate && up.alternates() == c.alternate);
+      CHECK(gate.first_row == 0 && up.first_row == rows);
+      // Wherever the blocks lie, they fill the memory once.
+      size_t alone = 0;
+      for (const Tensor& tensor : tensors) alone += pack(pool, {tensor}, 384)->bytes();
+      CHECK(matrix->bytes() >= alone && matrix->bytes() < alone + 64);
+      if (c.alternate) {
+        const uint8_t* next = gate.data;
+        for (int64_t i = 0; i < gate.blocks(); ++i) {
+          CHECK(gate.block(i) == next);
+          CHECK(up.block(i) == next + gate.block_bytes());
+          next += 2 * gate.block_bytes();
+        }
+        CHECK(next == gate.data + matrix->bytes());
+      } else {
+        CHECK(up.data >= gate.block(gate.blocks() - 1) && up.data <= gate.block(gate.blocks()) + 63);
+      }
+      std::vector<float> row(384);
+      int64_t wrong = 0;
+      for (int64_t r = 0; r < matrix->rows(); ++r) {
+        copy_row(*matrix, r, row.data());
+        const Tensor& tensor = tensors[r < rows ? 0 : 1];
+        for (int64_t i = 0; i < 384; ++i) {
+          const float expected = tensor.weight(r < rows ? r : r - rows, i);
+          wrong += std::memcmp(&expected, &row[static_cast<size_t>(i)], 4) != 0;
+        }
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
 TEST(packed_weights_take_the_files_bytes_and_hardly_more) {
   ThreadPool pool(2);
   for (const DataType type : kAllTypes) {
     // As odd a row count as the published vocabulary's: 151,669 = 53 modulo 64.
     const int64_t rows = 64 * 100 + 53, columns = 1024;
-    const auto matrix = pack(pool, {random_tensor(type, rows, columns, 9)}, columns);
+    const Tensor tensor = random_tensor(type, rows, columns, 9);
     const double file = static_cast<double>(rows) * static_cast<double>(row_bytes(type, columns));
-    CHECK(static_cast<double>(matrix->bytes()) < 1.01 * file);
+    CHECK(static_cast<double>(pack(pool, {tensor}, columns)->bytes()) < 1.01 * file);
+    CHECK(static_cast<double>(pack(pool, {tensor, tensor}, columns)->bytes()) < 1.01 * 2 * file);
   }
 }
 
@@ -95,9 +148,12 @@ TEST(a_scale_or_weight_that_is_not_finite_is_refused_by_tensor_and_row) {
         type == DataType::kF32 ? std::memcpy(tensor.block(row, 1), &value, 4)
                                : std::memcpy(tensor.block(row, 1), &half, 2);
       }
-      const std::string message = error_of(ErrorCode::kNonFinite, [&] { pack(pool, {tensor}, 256); });
-      CHECK(contains(message, "blk.7.ffn_up.weight"));
-      CHECK(contains(message, "row 131 "));
+      const Tensor gate = random_tensor(type, 150, 256, 5, "blk.7.ffn_gate.weight");
+      for (const std::vector<Tensor>& tensors : {std::vector<Tensor>{tensor}, {gate, tensor}}) {
+        const std::string message = error_of(ErrorCode::kNonFinite, [&] { pack(pool, tensors, 256); });
+        CHECK(contains(message, "blk.7.ffn_up.weight"));
+        CHECK(contains(message, "row 131 "));
+      }
     }
   }
 }

@@ -56,8 +56,7 @@ LoraLinear::LoraLinear(const TrainingKernels& kernels, const Matrix& matrix,
     require(spec.rank >= 1 && spec.rank <= 1024,
             "a rank must be 1 to 1024, got " + std::to_string(spec.rank));
     adapted[part] = true;
-    int64_t first = 0;
-    for (size_t p = 0; p < part; ++p) first += matrix.parts()[p].rows;
+    const int64_t first = matrix.parts()[part].first_row;
     const int64_t outputs = matrix.parts()[part].rows;
     require(outputs % 16 == 0, "an adapted tensor's rows must be a multiple of 16");
     branches_.push_back(

@@ -53,11 +53,9 @@ class Checker {
     same_rows(op.in, op.out);
     sixteens(op.in);
     if (op.out != spec_.logits) sixteens(op.out);
-    int64_t first = 0;
     for (const Matrix::Part& part : op.matrix->parts()) {
-      require(first % 16 == 0,
-              "stacked tensors must have multiples of 16 rows to be trained on" + got(first));
-      first += part.rows;
+      require(part.first_row % 16 == 0,
+              "stacked tensors must have multiples of 16 rows to be trained on" + got(part.first_row));
     }
     if (op.residual < 0) return;
     require(op.residual != op.in, "its residual must not be its input");

@@ -11,6 +11,7 @@ namespace niwaki {
 
 class ThreadPool;
 class WeightArena;
+class WeightMemory;
 
 /// Rows of one tensor, as they lie in a file.
 struct MatrixSource {
@@ -45,6 +46,7 @@ class Matrix {
   Matrix();
   int64_t rows_ = 0;
   int64_t columns_ = 0;
+  std::unique_ptr<const WeightMemory> memory_;  // of all parts
   std::vector<Part> parts_;
 };
 
