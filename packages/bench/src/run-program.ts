@@ -1,12 +1,6 @@
 import { execFile } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import type { Job, Report } from "./engines/engine.js";
-
-/** Loads and measures in a process of its own. */
-export function runJob(job: Job): Promise<Report> {
-  return runProgram("engines/child", [JSON.stringify(job)]);
-}
 
 /** Runs one of the programs beside this one; the last line of its standard output is its result, in JSON. */
 export async function runProgram<Result>(

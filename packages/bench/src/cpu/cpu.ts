@@ -5,20 +5,21 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { type RandomModelShape, shapes } from "@niwaki/testing";
 import { machine } from "../machine.js";
+import { ReadBound } from "../memory/read-bound.js";
 import { cachedRandomModel, decodedBytes, outputDirectory, type ShapeName, shapeName } from "../models.js";
 import { outliers } from "../statistics.js";
 import {
-  type BoundSample,
   FULL,
-  measureAgainstBound,
+  LONG_CONTEXT,
+  measureAlone,
   measureBatch,
   measureLong,
   measureOne,
   measureRows,
   QUICK,
-  type Sample,
+  type Setup,
 } from "./measure.js";
-import { type CpuResult, summary } from "./result.js";
+import { type CpuResult, type MeasuredModel, summary } from "./result.js";
 import { chart, showTable } from "./show.js";
 
 /** The shape of what Niwaki is measured on alone. */
@@ -45,55 +46,50 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
   const rounds = whole("rounds", values.rounds ?? (values.quick ? "1" : "3"));
   const threads = whole("threads", values.threads);
   const long = names(values.long);
-  const compared: Model<ShapeName>[] = [];
-  for (const name of names(values.shapes)) compared.push(await model(name, name, shapes[name]));
-  const ternary: Model<string>[] = [];
-  for (const type of ["Q2_0", "Q2_0_G128"] as const) {
-    ternary.push(await model(`${ALONE} ${type}`, `${ALONE}-${type}`, { ...shapes[ALONE], type }));
-  }
+  const bound = new ReadBound(threads);
+  const prepare = async (file: string, shape: RandomModelShape): Promise<Prepared> => {
+    const path = await cachedRandomModel(file, shape, 1);
+    const fileBytes = (await stat(path)).size;
+    const model = `random weights, ${shape.type}, ${(fileBytes / 1e6).toFixed(0)} MB`;
+    return {
+      setup: { path, decodedBytes: await decodedBytes(path), threads, workload, bound },
+      measured: { model, fileBytes, niwaki: {}, nodeLlamaCpp: {}, reading: {} },
+    };
+  };
+  const compared = new Map<ShapeName, Prepared>();
+  for (const name of names(values.shapes)) compared.set(name, await prepare(name, shapes[name]));
+  const alone = new Map<string, Prepared>();
+  for (const type of ["Q2_0", "Q2_0_G128"] as const)
+    alone.set(`${ALONE} ${type}`, await prepare(`${ALONE}-${type}`, { ...shapes[ALONE], type }));
+  const { setup: setupOfRows } = await prepare(ALONE, shapes[ALONE]);
 
-  const samples = new Map(compared.map(({ name }) => [name, { niwaki: [] as Sample[], nodeLlamaCpp: [] as Sample[] }]));
-  const decoding = [...compared, ...ternary];
-  const boundSamples = new Map(decoding.map(({ name }) => [name, [] as BoundSample[]]));
   for (let round = 0; round < rounds; round++) {
     console.error(`round ${round + 1} of ${rounds} …`);
-    for (const { name, path } of compared) {
-      const { niwaki, nodeLlamaCpp } = samples.get(name)!;
-      // A prompt of 4,096 tokens takes the peer minutes: once is enough.
-      const withLong = round === 0 && long.includes(name);
-      niwaki.push(await measureOne("niwaki", path, threads, workload, round, withLong));
-      nodeLlamaCpp.push(await measureOne("node-llama-cpp", path, threads, workload, round, withLong));
-      if (long.includes(name)) {
-        if (!withLong) niwaki.push(await measureLong(path, threads, "f16", round));
-        niwaki.push(await measureLong(path, threads, "q8", round));
-      }
-      niwaki.push(await measureBatch("niwaki", path, threads, workload, round));
-      nodeLlamaCpp.push(await measureBatch("node-llama-cpp", path, threads, workload, round));
+    for (const { setup, measured } of compared.values()) {
+      await measureOne(setup, round, measured);
+      await measureBatch(setup, round, measured);
     }
-    for (const { name, path } of decoding)
-      boundSamples.get(name)!.push(await measureAgainstBound(path, threads, workload, round));
+    for (const { setup, measured } of alone.values()) await measureAlone(setup, round, measured);
+  }
+  for (const name of long) {
+    const prepared = compared.get(name);
+    if (prepared === undefined) continue;
+    console.error(`${LONG_CONTEXT} tokens of context, ${name} …`);
+    await measureLong(prepared.setup, rounds, prepared.measured);
   }
   console.error("steps of 1 to 64 rows …");
-  const rowsPath = await cachedRandomModel(ALONE, shapes[ALONE], 1);
-  const seconds = await measureRows(rowsPath, threads, workload);
+  const seconds = await measureRows(setupOfRows);
+  await bound.end();
 
+  const measuredOf = (models: Map<string, Prepared>) =>
+    Object.fromEntries([...models].map(([name, { measured }]) => [name, measured]));
   const result: CpuResult = {
     machine: machine(),
     threads,
     rounds,
     promptTokens: workload.promptTokens,
-    comparisons: Object.fromEntries(
-      compared.map(({ name, model, decodedBytes, fileBytes }) => [
-        name,
-        { model, decodedBytes, fileBytes, ...samples.get(name)! },
-      ]),
-    ),
-    againstBound: Object.fromEntries(
-      decoding.map(({ name, model, decodedBytes }) => [
-        name,
-        { model, decodedBytes, samples: boundSamples.get(name)! },
-      ]),
-    ),
+    comparisons: measuredOf(compared),
+    alone: measuredOf(alone),
     rows: { model: `the ${ALONE} shape in Q1_0`, seconds, outliers: outliers(seconds) },
   };
   writeFileSync(values.svg, chart(result));
@@ -104,28 +100,14 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
   }
 }
 
+/** A model and what is measured of it. */
+interface Prepared {
+  readonly setup: Setup;
+  readonly measured: MeasuredModel;
+}
+
 function names(list: string): ShapeName[] {
   return list.split(",").filter(Boolean).map(shapeName);
-}
-
-interface Model<Name> {
-  readonly name: Name;
-  readonly path: string;
-  readonly model: string;
-  readonly decodedBytes: number;
-  readonly fileBytes: number;
-}
-
-async function model<Name>(name: Name, file: string, shape: RandomModelShape): Promise<Model<Name>> {
-  const path = await cachedRandomModel(file, shape, 1);
-  const bytes = (await stat(path)).size;
-  return {
-    name,
-    path,
-    model: `random weights, ${shape.type}, ${(bytes / 1e6).toFixed(0)} MB`,
-    decodedBytes: await decodedBytes(path),
-    fileBytes: bytes,
-  };
 }
 
 /** @throws Error unless the option is a whole number from 1 up. */

@@ -1,21 +1,9 @@
 import { median, type Outliers } from "../statistics.js";
-import type { BoundSample, Measure, Sample } from "./measure.js";
+import type { Measure, Measured, Samples } from "./measure.js";
 
-/** What both engines did with one model. */
-export interface Comparison {
+export interface MeasuredModel extends Measured {
   readonly model: string;
-  /** Bytes of weights that a decoded token reads. */
-  readonly decodedBytes: number;
   readonly fileBytes: number;
-  readonly niwaki: readonly Sample[];
-  readonly nodeLlamaCpp: readonly Sample[];
-}
-
-/** Decoding of a model beside reading memory alone. */
-export interface AgainstBound {
-  readonly model: string;
-  readonly decodedBytes: number;
-  readonly samples: readonly BoundSample[];
 }
 
 export interface CpuResult {
@@ -24,62 +12,67 @@ export interface CpuResult {
   readonly rounds: number;
   /** Tokens of the long prompt. */
   readonly promptTokens: number;
-  readonly comparisons: Readonly<Record<string, Comparison>>;
-  /** Of the models that are compared, then of those that only Niwaki runs. */
-  readonly againstBound: Readonly<Record<string, AgainstBound>>;
+  /** What both engines did, by shape. */
+  readonly comparisons: Readonly<Record<string, MeasuredModel>>;
+  /** What Niwaki did with other models. */
+  readonly alone: Readonly<Record<string, MeasuredModel>>;
   readonly rows: { readonly model: string; readonly seconds: readonly number[]; readonly outliers: Outliers };
 }
 
 /** The median of what was measured; undefined where nothing was. */
-export function medianOf(samples: readonly Sample[], measure: keyof Sample): number | undefined {
-  const values = samples.map((sample) => sample[measure]).filter((value) => value !== undefined);
-  return values.length === 0 ? undefined : median(values);
+export function medianOf(samples: Samples, measure: keyof Samples): number | undefined {
+  const values = samples[measure];
+  return values === undefined ? undefined : median(values);
 }
 
 /** The peer's median beside ours: its KV is always float16. */
-export function peerMedianOf({ nodeLlamaCpp }: Comparison, measure: Measure): number | undefined {
+export function peerMedianOf({ nodeLlamaCpp }: Measured, measure: Measure): number | undefined {
   return medianOf(nodeLlamaCpp, measure === "longKv8" ? "long" : measure);
 }
 
 /** Ours over theirs; for loading, which is a time, less is better. */
-export function ratioOf(comparison: Comparison, measure: Measure): number | undefined {
-  const [ours, theirs] = [medianOf(comparison.niwaki, measure), peerMedianOf(comparison, measure)];
+export function ratioOf(measured: Measured, measure: Measure): number | undefined {
+  const [ours, theirs] = [medianOf(measured.niwaki, measure), peerMedianOf(measured, measure)];
   return ours === undefined || theirs === undefined ? undefined : ours / theirs;
 }
 
 /** The bytes of Niwaki's repacked weights over those of the file. */
-export function packedToFile({ niwaki, fileBytes }: Comparison): number {
+export function packedToFile({ niwaki, fileBytes }: MeasuredModel): number {
   return medianOf(niwaki, "weightBytes")! / fileBytes;
 }
 
-/** The share of the bound at which decoding reads its weights: each sample by its own bound, as memory is not equally fast for long. */
-export function shareOfBound({ samples, decodedBytes }: AgainstBound): number {
-  return median(samples.map(({ tokensPerSecond, readBound }) => (tokensPerSecond * decodedBytes) / readBound));
+/** The share of reading alone at which decoding reads: each time by that moment's, as memory is not equally fast for long. */
+export function shareOfReading({ reading }: Measured, measure: Measure): number | undefined {
+  const readings = reading[measure];
+  return readings === undefined ? undefined : median(readings.map(({ decoding, alone }) => decoding / alone));
 }
 
 /** Bytes a second that the machine read from memory. */
-export function readBoundOf({ againstBound }: CpuResult): number {
-  return median(Object.values(againstBound).flatMap(({ samples }) => samples.map(({ readBound }) => readBound)));
+export function readBoundOf({ comparisons, alone }: CpuResult): number {
+  const readings = [...Object.values(comparisons), ...Object.values(alone)].flatMap(({ reading }) =>
+    Object.values(reading).flat(),
+  );
+  return median(readings.map(({ alone }) => alone));
 }
 
 const MEASURES = ["decode", "prefill", "batch", "long", "longKv8", "load"] as const satisfies Measure[];
 
 /** One object for programs: ratios by shape, the medians behind them, and all samples. */
 export function summary(result: CpuResult) {
-  const each = <Value>(of: (comparison: Comparison) => Value) =>
-    Object.fromEntries(Object.entries(result.comparisons).map(([name, comparison]) => [name, of(comparison)]));
-  const measured = (of: (measure: Measure) => number | undefined) =>
+  const each = <Value>(models: Readonly<Record<string, MeasuredModel>>, of: (measured: MeasuredModel) => Value) =>
+    Object.fromEntries(Object.entries(models).map(([name, measured]) => [name, of(measured)]));
+  const measures = (of: (measure: Measure) => number | undefined) =>
     Object.fromEntries(MEASURES.map((measure) => [measure, of(measure)]));
   return {
-    ratios: each((comparison) => measured((measure) => ratioOf(comparison, measure))),
-    medians: each(({ niwaki, nodeLlamaCpp }) => ({
-      niwaki: measured((measure) => medianOf(niwaki, measure)),
-      nodeLlamaCpp: measured((measure) => medianOf(nodeLlamaCpp, measure)),
+    ratios: each(result.comparisons, (measured) => measures((measure) => ratioOf(measured, measure))),
+    medians: each(result.comparisons, ({ niwaki, nodeLlamaCpp }) => ({
+      niwaki: measures((measure) => medianOf(niwaki, measure)),
+      nodeLlamaCpp: measures((measure) => medianOf(nodeLlamaCpp, measure)),
     })),
-    packedToFile: each(packedToFile),
+    packedToFile: each(result.comparisons, packedToFile),
     readBound: readBoundOf(result),
-    decodeToBound: Object.fromEntries(
-      Object.entries(result.againstBound).map(([name, against]) => [name, shareOfBound(against)]),
+    shareOfReading: each({ ...result.comparisons, ...result.alone }, (measured) =>
+      measures((measure) => shareOfReading(measured, measure)),
     ),
     ...result,
   };

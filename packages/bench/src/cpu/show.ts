@@ -1,12 +1,20 @@
-import { median } from "../statistics.js";
 import { barPanel, linePanel, svgPicture } from "../svg.js";
 import { printTable } from "../table.js";
 import { BATCH, LONG_CONTEXT, type Measure } from "./measure.js";
-import { type CpuResult, medianOf, packedToFile, peerMedianOf, ratioOf, readBoundOf, shareOfBound } from "./result.js";
+import {
+  type CpuResult,
+  medianOf,
+  packedToFile,
+  peerMedianOf,
+  ratioOf,
+  readBoundOf,
+  shareOfReading,
+} from "./result.js";
 
 export function showTable(result: CpuResult): void {
   console.log(result.machine);
-  for (const [name, { model }] of Object.entries(result.againstBound)) console.log(`${name}: ${model}`);
+  for (const [name, { model }] of Object.entries({ ...result.comparisons, ...result.alone }))
+    console.log(`${name}: ${model}`);
   const packed = Object.entries(result.comparisons).map(
     ([name, comparison]) => `${name} ${packedToFile(comparison).toFixed(3)}×`,
   );
@@ -57,31 +65,38 @@ function comparedMeasures(result: CpuResult) {
       const theirs = peerMedianOf(comparison, measure);
       const ratio = ratioOf(comparison, measure);
       if (ours === undefined || theirs === undefined || ratio === undefined) return [];
-      return [{ shape, name: `${shape} ${names[measure]}`, measure, ours, theirs, ratio }];
+      return [
+        {
+          name: `${shape} ${names[measure]}`,
+          measure,
+          ours,
+          theirs,
+          ratio,
+          share: shareOfReading(comparison, measure),
+        },
+      ];
     }),
   );
 }
 
 function comparedRows(result: CpuResult): string[][] {
-  return comparedMeasures(result).map(({ shape, name, measure, ours, theirs, ratio }) => {
+  return comparedMeasures(result).map(({ name, measure, ours, theirs, ratio, share }) => {
     const [unit, digits] = measure === "load" ? ["s", 2] : ["tok/s", 1];
     return [
       name,
       `${ours.toFixed(digits)} ${unit}`,
       `${theirs.toFixed(digits)} ${unit}`,
       `${ratio.toFixed(2)}×`,
-      measure === "decode" ? percent(shareOfBound(result.againstBound[shape]!)) : "",
+      percent(share),
     ];
   });
 }
 
-function aloneRows({ comparisons, againstBound }: CpuResult): string[][] {
-  return Object.entries(againstBound)
-    .filter(([name]) => !(name in comparisons))
-    .map(([name, against]) => {
-      const ours = median(against.samples.map(({ tokensPerSecond }) => tokensPerSecond));
-      return [`${name} decode`, `${ours.toFixed(1)} tok/s`, "", "", percent(shareOfBound(against))];
-    });
+function aloneRows({ alone }: CpuResult): string[][] {
+  return Object.entries(alone).map(([name, measured]) => {
+    const ours = medianOf(measured.niwaki, "decode")!;
+    return [`${name} decode`, `${ours.toFixed(1)} tok/s`, "", "", percent(shareOfReading(measured, "decode"))];
+  });
 }
 
 function rowsRemark({ rows }: CpuResult): string {
@@ -95,6 +110,6 @@ function rowsRemark({ rows }: CpuResult): string {
   ].join("\n");
 }
 
-function percent(share: number): string {
-  return `${(100 * share).toFixed(0)}%`;
+function percent(share: number | undefined): string {
+  return share === undefined ? "" : `${(100 * share).toFixed(0)}%`;
 }

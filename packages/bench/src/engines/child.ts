@@ -1,36 +1,38 @@
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { randomTokens } from "@niwaki/testing";
+import { answerMessages } from "../companion.js";
 import { peakMemory } from "../machine.js";
-import type { Engine, Job, Report, Task, Timing } from "./engine.js";
+import type { Engine, Job, Loaded, Task, Timing } from "./engine.js";
 
-/** Runs the job in its only argument. Each engine is imported only where it runs: its memory is measured. */
-async function run(job: Job): Promise<Report> {
+const delay = monitorEventLoopDelay({ resolution: 1 });
+let engine: Engine | undefined;
+
+answerMessages<Job | Task>(
+  async (message) => ("engine" in message ? load(message) : run(message)),
+  async () => engine?.dispose(),
+);
+
+/** Each engine is imported only where it runs: its memory is measured. */
+async function load(job: Job): Promise<Loaded> {
   const open =
     job.engine === "niwaki"
       ? (await import("./niwaki.js")).openNiwaki
       : (await import("./node-llama-cpp.js")).openNodeLlamaCpp;
   const begun = performance.now();
-  const engine = await open(job);
+  engine = await open(job);
   const loadSeconds = (performance.now() - begun) / 1000;
   if (job.warmUp) await time(engine, { prompts: job.sequences, promptTokens: 4, tokens: 4, seed: 0 });
-  const delay = monitorEventLoopDelay({ resolution: 1 });
-  delay.enable();
-  const timings: Timing[] = [];
-  for (const task of job.tasks) timings.push(await time(engine, task));
-  delay.disable();
-  const report = {
-    loadSeconds,
-    peakBytes: peakMemory(),
-    kvBytes: engine.kvBytes,
-    weightBytes: engine.weightBytes,
-    eventLoopDelayP99: delay.percentile(99) / 1e6,
-    timings,
-  };
-  await engine.dispose();
-  return report;
+  return { loadSeconds, kvBytes: engine.kvBytes, weightBytes: engine.weightBytes };
 }
 
-async function time(engine: Engine, { prompts: count, promptTokens, tokens, seed }: Task): Promise<Timing> {
+async function run(task: Task): Promise<Timing> {
+  delay.enable();
+  const timing = await time(engine!, task);
+  delay.disable();
+  return { ...timing, peakBytes: peakMemory(), eventLoopDelayP99: delay.percentile(99) / 1e6 };
+}
+
+async function time(engine: Engine, { prompts: count, promptTokens, tokens, seed }: Task) {
   const prompts = Array.from({ length: count }, (_, index) =>
     randomTokens(promptTokens, engine.vocabulary, seed * 1000 + index),
   );
@@ -53,5 +55,3 @@ async function time(engine: Engine, { prompts: count, promptTokens, tokens, seed
     tokensPerSecond: after === 0 ? null : (after * 1000) / (last - first),
   };
 }
-
-run(JSON.parse(process.argv[2]!) as Job).then((report) => console.log(JSON.stringify(report)));

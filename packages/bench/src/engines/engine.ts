@@ -1,4 +1,6 @@
-/** What a process measures: one engine, one model, one context, and the tasks to run on it in order. */
+import { Companion } from "../companion.js";
+
+/** One engine, one model, one context: what a process of its own loads. */
 export interface Job {
   readonly engine: EngineName;
   readonly path: string;
@@ -11,12 +13,14 @@ export interface Job {
   readonly kvType?: "f16" | "q8";
   /** Whether a few tokens of every sequence are computed before anything is measured. */
   readonly warmUp: boolean;
-  readonly tasks: readonly Task[];
 }
 
 export type EngineName = "niwaki" | "node-llama-cpp";
 
-/** Random prompts that are continued together. No two tasks of a job share a seed, so that no prefix is met twice. */
+/**
+ * Random prompts that are continued together. A seed stands for its prompts: met again right after, they are not
+ * computed again.
+ */
 export interface Task {
   readonly prompts: number;
   readonly promptTokens: number;
@@ -25,19 +29,12 @@ export interface Task {
   readonly seed: number;
 }
 
-/** What a process tells, as one line of JSON on standard output. */
-export interface Report {
+export interface Loaded {
   readonly loadSeconds: number;
-  /** Peak resident memory of the process, bytes. */
-  readonly peakBytes: number;
-  /** Bytes of KV cache within it, where known. */
+  /** Bytes of KV cache, where known. */
   readonly kvBytes: number | null;
-  /** Bytes of weights within it, as the engine keeps them, where known. */
+  /** Bytes of weights as the engine keeps them, where known. */
   readonly weightBytes: number | null;
-  /** 99th percentile of the event loop's delay during the tasks, milliseconds. */
-  readonly eventLoopDelayP99: number;
-  /** One for each task. */
-  readonly timings: readonly Timing[];
 }
 
 export interface Timing {
@@ -45,6 +42,10 @@ export interface Timing {
   readonly firstTokenSeconds: number;
   /** Tokens of all prompts together for each second after that; null where there are none. */
   readonly tokensPerSecond: number | null;
+  /** Peak resident memory of the process until now. */
+  readonly peakBytes: number;
+  /** 99th percentile of the event loop's delay during all tasks until now, milliseconds. */
+  readonly eventLoopDelayP99: number;
 }
 
 /** A loaded model with its context. */
@@ -58,4 +59,29 @@ export interface Engine {
    */
   generate(prompts: readonly number[][], tokens: number, arrived: (prompt: number) => void): Promise<void>;
   dispose(): Promise<void>;
+}
+
+/** An engine in a process of its own. */
+export interface EngineProcess {
+  readonly loaded: Loaded;
+  run(task: Task): Promise<Timing>;
+}
+
+/** Loads an engine for each job, one after another, for as long as `use` takes. */
+export async function withEngines<const Jobs extends readonly Job[], Result>(
+  jobs: Jobs,
+  use: (engines: { [Index in keyof Jobs]: EngineProcess }) => Promise<Result>,
+): Promise<Result> {
+  const companions: Companion[] = [];
+  try {
+    const engines: EngineProcess[] = [];
+    for (const job of jobs) {
+      const companion = new Companion("engines/child");
+      companions.push(companion);
+      engines.push({ loaded: await companion.ask(job), run: (task) => companion.ask(task) });
+    }
+    return await use(engines as { [Index in keyof Jobs]: EngineProcess });
+  } finally {
+    await Promise.all(companions.map((companion) => companion.end()));
+  }
 }

@@ -20,14 +20,17 @@ export async function openNodeLlamaCpp({ path, threads, sequences, contextTokens
     async generate(prompts, tokens, arrived) {
       await Promise.all(
         prompts.map(async (prompt, index) => {
+          const sequence = free[index]!;
+          // All but the last token may be there already; the last gives the first logits.
+          await sequence.adaptStateToTokens(prompt.slice(0, -1) as Token[], false);
+          const rest = prompt.slice(sequence.nextTokenIndex) as Token[];
           let left = tokens;
-          for await (const _ of free[index]!.evaluate(prompt as Token[], { temperature: 0, yieldEogToken: true })) {
+          for await (const _ of sequence.evaluate(rest, { temperature: 0, yieldEogToken: true })) {
             arrived(index);
             if (--left === 0) break;
           }
         }),
       );
-      for (const sequence of free) await sequence.clearHistory();
     },
     dispose: () => llama.dispose(),
   };

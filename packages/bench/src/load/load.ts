@@ -2,10 +2,9 @@ import { readFile, stat } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
 import { shapes } from "@niwaki/testing";
-import type { EngineName, Report } from "../engines/engine.js";
+import { type EngineName, withEngines } from "../engines/engine.js";
 import { machine } from "../machine.js";
 import { cachedRandomModel, shapeName } from "../models.js";
-import { runJob } from "../run-program.js";
 import { median } from "../statistics.js";
 import { printTable } from "../table.js";
 
@@ -86,17 +85,11 @@ type LoadReport = Awaited<ReturnType<typeof loadAndAnswer>>;
 type Measure = Exclude<keyof LoadReport, "kvBytes" | "weightBytes">;
 
 async function loadAndAnswer(engine: EngineName, path: string, threads: number) {
-  const { timings, ...report }: Report = await runJob({
-    engine,
-    path,
-    threads,
-    sequences: 1,
-    contextTokens: CONTEXT_TOKENS,
-    warmUp: false,
-    tasks: [{ prompts: 1, promptTokens: PROMPT_TOKENS, tokens: ANSWER_TOKENS, seed: 1 }],
+  const job = { engine, path, threads, sequences: 1, contextTokens: CONTEXT_TOKENS, warmUp: false };
+  return withEngines([job], async ([{ loaded, run }]) => {
+    const timing = await run({ prompts: 1, promptTokens: PROMPT_TOKENS, tokens: ANSWER_TOKENS, seed: 1 });
+    return { ...loaded, ...timing, tokensPerSecond: timing.tokensPerSecond! };
   });
-  const { firstTokenSeconds, tokensPerSecond } = timings[0]!;
-  return { ...report, firstTokenSeconds, tokensPerSecond: tokensPerSecond! };
 }
 
 async function readSeconds(path: string): Promise<number> {

@@ -1,5 +1,7 @@
+import { once } from "node:events";
 import { fileURLToPath } from "node:url";
-import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
+import { isMainThread, parentPort, Worker } from "node:worker_threads";
+import { answerMessages } from "../companion.js";
 import { median } from "../statistics.js";
 
 const PASSES = 8;
@@ -15,31 +17,22 @@ interface Task {
 /** Beginning and end of every pass of a thread, in nanoseconds of the clock that all threads share. */
 type Passes = [number, number][];
 
-/** Prints bytes a second, of the median pass. */
-async function main(threads: number): Promise<void> {
-  const task: Task = { threads, started: new Int32Array(new SharedArrayBuffer(4)) };
-  const results = await Promise.all(
-    Array.from(
-      { length: threads },
-      () =>
-        new Promise<Passes>((resolve, reject) => {
-          const worker = new Worker(fileURLToPath(import.meta.url), { workerData: task });
-          worker.once("message", resolve);
-          worker.once("error", reject);
-        }),
-    ),
-  );
+/** Bytes a second, of the median pass. */
+async function measure(workers: readonly Worker[]): Promise<number> {
+  const passes = workers.map(async (worker): Promise<Passes> => (await once(worker, "message"))[0]);
+  const task: Task = { threads: workers.length, started: new Int32Array(new SharedArrayBuffer(4)) };
+  for (const worker of workers) worker.postMessage(task);
+  const results = await Promise.all(passes);
   const rates = Array.from({ length: PASSES }, (_, pass) => {
     const begin = Math.min(...results.map((passes) => passes[pass]![0]));
     const end = Math.max(...results.map((passes) => passes[pass]![1]));
-    return (threads * BYTES * 1e9) / (end - begin);
+    return (workers.length * BYTES * 1e9) / (end - begin);
   });
-  console.log(JSON.stringify(median(rates)));
+  return median(rates);
 }
 
 /** Searching for a byte that is not there is `memchr`: a native loop of vector loads over the whole buffer. */
-function work({ threads, started }: Task): Passes {
-  const buffer = Buffer.allocUnsafeSlow(BYTES).fill(1);
+function read(buffer: Buffer, { threads, started }: Task): Passes {
   return Array.from({ length: PASSES }, (_, pass) => {
     Atomics.add(started, 0, 1);
     while (Atomics.load(started, 0) < threads * (pass + 1));
@@ -53,5 +46,19 @@ function nanoseconds(): number {
   return Number(process.hrtime.bigint());
 }
 
-if (isMainThread) main(Number(process.argv[2]));
-else parentPort!.postMessage(work(workerData as Task));
+if (isMainThread) {
+  let workers: Promise<Worker[]> | undefined;
+  const start = async () => {
+    const worker = new Worker(fileURLToPath(import.meta.url));
+    await once(worker, "message");
+    return worker;
+  };
+  answerMessages<number>(async (threads) => {
+    workers ??= Promise.all(Array.from({ length: threads }, start));
+    return measure(await workers);
+  });
+} else {
+  const buffer = Buffer.allocUnsafeSlow(BYTES).fill(1);
+  parentPort!.on("message", (task: Task) => parentPort!.postMessage(read(buffer, task)));
+  parentPort!.postMessage("filled");
+}
