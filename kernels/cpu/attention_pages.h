@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/simd.h"
+#include "cpu/stream_prefetch.h"
 
 namespace niwaki {
 namespace {
@@ -20,9 +21,15 @@ inline F32x16 load16(const int8_t* p) {
   return F32x16::load_i8(p);
 }
 
-/// Past the larger caches: what is read is read once.
-inline void prefetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const std::byte*>(p) + i, 0, 0);
+/// Always inline: gcc takes a function that only prefetches for one without an effect, and may drop its
+/// calls.
+NIWAKI_INLINE void prefetch(const void* p, int64_t bytes) {
+  const auto* at = static_cast<const std::byte*>(p);
+  if (kStreamIntoFirstLevel) {
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i, 0, 0);
+  } else {
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i, 0, 2);
+  }
 }
 
 /// Asks for pages bit by bit, in the order in which they lie: memory is read faster in one stream.

@@ -112,7 +112,7 @@ inline void build_indices(const uint8_t* bytes, __m512i* indices) {
 }
 
 /// Makes the compiler hold a value in a register here. gcc 12 otherwise gathers the look-ups of all fields
-/// before the first add, runs out of registers and keeps them in memory.
+/// before the first add, runs out of registers and keeps them in memory, or loads indices once a look-up.
 inline void keep(__m512i& value) {
   asm("" : "+v"(value));
 }
@@ -122,8 +122,10 @@ template <int kRows>
 inline void look_up(const __m512i* indices, const uint8_t* tables, size_t stride, __m512i (*sums)[2]) {
 #pragma GCC unroll 13
   for (int field = 0; field < kFields; ++field) {
-    const __m512i first = _mm512_load_si512(indices + 2 * field);
-    const __m512i second = _mm512_load_si512(indices + 2 * field + 1);
+    __m512i first = _mm512_load_si512(indices + 2 * field);
+    __m512i second = _mm512_load_si512(indices + 2 * field + 1);
+    keep(first);
+    keep(second);
     for (int t = 0; t < kRows; ++t) {
       __m512i table = _mm512_load_si512(tables + static_cast<size_t>(t) * stride + field * kTableBytes);
       keep(table);

@@ -5,12 +5,23 @@
 #include "cpu/avx512/linear_planes.h"
 
 #include "cpu/avx2/planes.h"
+#include "cpu/stream_prefetch.h"
 
 namespace niwaki {
 namespace {
 
 /// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
 constexpr int kAhead = 9216;
+
+/// Always inline: gcc takes a function that only prefetches for one without an effect, and drops its calls.
+__attribute__((always_inline)) inline void ask_for(const uint8_t* bytes, int count) {
+  const auto* p = reinterpret_cast<const char*>(bytes);
+  if (kStreamIntoFirstLevel) {
+    for (int i = 0; i < count; i += 64) _mm_prefetch(p + i, _MM_HINT_NTA);
+  } else {
+    for (int i = 0; i < count; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+  }
+}
 
 /// Makes the compiler hold a value in a register here. gcc 12 otherwise gathers the loads of many look-ups
 /// before the first add, runs out of registers and keeps the sums in memory.
@@ -132,8 +143,7 @@ void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t bloc
       for (int q = 0; q < 4; ++q) totals[t][q] = _mm512_setzero_ps();
     }
     for (int64_t g = 0; g < scale_groups; ++g, block += layout.block_bytes()) {
-      for (int i = 0; i < layout.block_bytes(); i += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(block + kAhead + i), _MM_HINT_NTA);
+      ask_for(block + kAhead, layout.block_bytes());
       const int64_t at = g / kParts * kRows, part = g % kParts;
       Sums sums[kRows][kBits];
       look_up<kBits, kTables, kRows>(
