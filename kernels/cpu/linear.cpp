@@ -74,7 +74,10 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
   const size_t table_rows = std::min(tile_rows, static_cast<size_t>(kernels_.table_rows));
   for (int bits = 1; bits <= 2; ++bits) {
     if (!needs_tables_[bits]) continue;
-    tables_[bits] = reserve(table_rows * groups * static_cast<size_t>(bits) * kernels_.table_bytes);
+    size_t row_tables = 0;  // of all rows of a tile, for one group
+    for (size_t rows = 1; rows <= table_rows; ++rows)
+      row_tables = std::max(row_tables, rows * kernels_.table_bytes(static_cast<int>(rows), bits));
+    tables_[bits] = reserve(groups * row_tables);
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
   if (needs_quanta_ && by_lanes(static_cast<int>(tile_rows))) {
@@ -235,7 +238,7 @@ bool Linear::prepare_tables(const Tile& tile, const float* x, int64_t x_stride, 
   const int64_t i = group * tile.sign.rows + row;
   for (int bits = 1; bits <= 2; ++bits) {
     if (!needs_tables_[bits]) continue;
-    const size_t table = static_cast<size_t>(i * bits) * kernels_.table_bytes;
+    const size_t table = static_cast<size_t>(i) * kernels_.table_bytes(tile.sign.rows, bits);
     kernels_.build_tables(tile.sign.rows, bits, quanta, tile.sign.tables[bits] + table,
                           tile.sign.offsets[bits] + 2 * i);
   }

@@ -51,6 +51,9 @@ constexpr int sign_position(int row) {
 constexpr size_t nibble_table_bytes(int bits) {
   return static_cast<size_t>(kGroupColumns * bits / 4) * 32;
 }
+constexpr size_t nibble_table_bytes(int /*tile_rows*/, int bits) {
+  return nibble_table_bytes(bits);
+}
 
 /// Blocks of rows that one call multiplies at most.
 constexpr int kRunBlocks = 16;
@@ -63,7 +66,7 @@ struct SignTile {
   int64_t columns;
   int64_t groups;       // of kGroupColumns; the last may be shorter
   float* scales;        // [groups][rows]
-  uint8_t* tables[3];   // by weight bits: [groups][rows][bits * LinearKernels::table_bytes]
+  uint8_t* tables[3];   // by weight bits: [groups][rows][LinearKernels::table_bytes]
   int32_t* offsets[3];  // by weight bits: [groups][rows][2], of each half group: what its tables' sums are
                         // too large by, in a tier that needs it
   int16_t* lanes;       // [groups][kGroupColumns][kLaneRows]; lanes beyond the last row are zero
@@ -82,9 +85,9 @@ struct LinearKernels {
   /// Tiles of up to this many rows are multiplied by tables, larger ones by lanes.
   int table_rows;
 
-  /// Bytes of the tables of one group of activations, for each bit of a weight; what is in them is the tier's
-  /// own.
-  size_t table_bytes;
+  /// Bytes of the tables of one group of activations, for weights of `bits` bits, of a row of a tile of
+  /// `tile_rows`: a multiple of 64; what is in them is the tier's own.
+  size_t (*table_bytes)(int tile_rows, int bits);
 
   /// The tables of one group for weights of `bits` bits, and its two offsets, of a row of a tile of
   /// `tile_rows`.
@@ -112,6 +115,7 @@ struct LinearKernels {
 extern const LinearKernels kPortableLinearKernels;
 extern const LinearKernels kAvx2LinearKernels;
 extern const LinearKernels kAvx512LinearKernels;
+extern const LinearKernels kAvx512VbmiLinearKernels;
 extern const LinearKernels kNeonLinearKernels;
 
 }  // namespace niwaki

@@ -6,6 +6,7 @@
 #include "cpu/attention_kernels.h"
 #include "cpu/linear_kernels.h"
 #include "cpu/row_kernels.h"
+#include "cpu/stream_prefetch.h"
 #include "cpu/training/training_kernels.h"
 #include "niwaki/error.h"
 
@@ -39,6 +40,13 @@ const Tier kAvx512 = {"avx512",
                       kAvx512AdapterKernels,
                       kAvx512TrainingKernels};
 
+const Tier kAvx512Vbmi = {"avx512vbmi",
+                          kAvx512VbmiLinearKernels,
+                          kAvx512RowKernels,
+                          kAvx512AttentionKernels,
+                          kAvx512AdapterKernels,
+                          kAvx512TrainingKernels};
+
 /// True only where the operating system saves the wider registers too: the builtins ask XGETBV.
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -61,7 +69,11 @@ const Tier kNeon = {"neon",
 std::vector<const Tier*> available_tiers() {
   std::vector<const Tier*> tiers;
 #ifdef NIWAKI_X86
+  // Where the first-level cache is larger (Zen 5), the tables of avx512 come as near to the bound of memory.
+  const bool vbmi = has_avx512() && __builtin_cpu_supports("avx512vbmi");
+  if (vbmi && !kStreamIntoFirstLevel) tiers.push_back(&kAvx512Vbmi);
   if (has_avx512()) tiers.push_back(&kAvx512);
+  if (vbmi && kStreamIntoFirstLevel) tiers.push_back(&kAvx512Vbmi);
   if (has_avx2()) tiers.push_back(&kAvx2);
 #endif
 #ifdef NIWAKI_ARM64

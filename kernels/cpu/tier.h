@@ -21,7 +21,7 @@ struct TrainingKernels;   // cpu/training/training_kernels.h
 ///   tier;
 ///   - integer sums are exact.
 struct Tier {
-  const char* name;  // "portable", "avx2", "avx512", "neon"
+  const char* name;  // "portable", "avx2", "avx512", "avx512vbmi", "neon"
   const LinearKernels& linear;
   const RowKernels& rows;
   const AttentionKernels& attention;

@@ -199,7 +199,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 }  // namespace
 
 const LinearKernels kAvx2LinearKernels = {quantize_group,        kLaneRows,           kTableRows,
-                                          nibble_table_bytes(1), build_tables,        build_lanes,
+                                          nibble_table_bytes,    build_tables,        build_lanes,
                                           multiply_sign,         multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

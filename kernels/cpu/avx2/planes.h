@@ -19,8 +19,6 @@ namespace niwaki {
 namespace {
 
 constexpr int kLowPlaneBits = 5;
-/// Bytes of the tables of one group of activations.
-constexpr size_t kPlaneTableBytes = kGroupColumns * 8;
 
 /// Of eight columns, those of the bits of an index byte. Q1_0: a byte as it lies. Q2_0: of two bytes that
 /// follow each other, a with columns 0-3 and b with 4-7, either all low bits or all high ones, a's at the

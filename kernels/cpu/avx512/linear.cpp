@@ -1,8 +1,9 @@
 // The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. All but the
-// fewest rows of the step (linear_planes.cpp) go this way, as its cost grows with them and its indices are
-// made once for all.
+// fewest rows of the step (linear_planes.cpp, or linear_vbmi.cpp with VBMI) go this way, as its cost grows with
+// them and its indices are made once for all.
 #define NIWAKI_SIMD_AVX512
 #include "cpu/avx512/linear_planes.h"
+#include "cpu/avx512/linear_vbmi.h"
 #include "cpu/linear_float.h"
 #include "cpu/quantize.h"
 
@@ -80,6 +81,10 @@ inline void build_type(const int16_t* quanta, uint8_t* tables) {
       tables += kTableBytes;
     }
   }
+}
+
+size_t table_bytes(int tile_rows, int bits) {
+  return tile_rows <= plane_rows(bits) ? kPlaneTableBytes : static_cast<size_t>(2 * bits * kPassBytes);
 }
 
 void build_tables(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
@@ -250,10 +255,8 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* /*workspace*/) {
   const SignLayout layout = sign_layout(type);
-  if (tile.rows <= plane_rows(layout.bits)) {
-    const size_t stride = size_t{2} * static_cast<size_t>(layout.bits) * kPassBytes;
-    return multiply_planes(type, weights, blocks, tile, stride, out, out_stride);
-  }
+  if (tile.rows <= plane_rows(layout.bits))
+    return multiply_planes(type, weights, blocks, tile, out, out_stride);
   switch (type) {
     case DataType::kQ1_0:
       return multiply_type<1, 2, 1>(layout, weights, blocks, tile, out, out_stride);
@@ -264,10 +267,29 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
   }
 }
 
+size_t table_bytes_vbmi(int tile_rows, int bits) {
+  return vbmi_takes(tile_rows, bits) ? kVbmiTableBytes : table_bytes(tile_rows, bits);
+}
+
+void build_tables_vbmi(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+  if (vbmi_takes(tile_rows, bits)) return build_vbmi(quanta, tables, offsets);
+  build_tables(tile_rows, bits, quanta, tables, offsets);
+}
+
+void multiply_sign_vbmi(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
+                        int64_t out_stride, float* workspace) {
+  if (vbmi_takes(tile.rows, sign_layout(type).bits)) return multiply_vbmi(weights, blocks, tile, out, out_stride);
+  multiply_sign(type, weights, blocks, tile, out, out_stride, workspace);
+}
+
 }  // namespace
 
 const LinearKernels kAvx512LinearKernels = {quantize_group, kTileRows,           kTileRows,
-                                            2 * kPassBytes, build_tables,        nullptr,
+                                            table_bytes,    build_tables,        nullptr,
                                             multiply_sign,  multiply_float_rows, swiglu_rows};
+
+const LinearKernels kAvx512VbmiLinearKernels = {quantize_group,     kTileRows,           kTileRows,
+                                                table_bytes_vbmi,   build_tables_vbmi,   nullptr,
+                                                multiply_sign_vbmi, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

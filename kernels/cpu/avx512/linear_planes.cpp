@@ -58,7 +58,7 @@ struct Sums {
 /// vector of bytes is even + 256 odd: `all` adds just that, modulo 2^16, `odd` adds it shifted right by 8,
 /// and even = all - 256 odd. Nothing is unpacked.
 template <int kBits, int kTables, int kRows>
-inline void look_up(const uint8_t* bytes, const uint8_t* tables, size_t stride, Sums (&sums)[kRows][kBits]) {
+inline void look_up(const uint8_t* bytes, const uint8_t* tables, Sums (&sums)[kRows][kBits]) {
   const __m512i nibble = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
   __m512i all_low[kRows][kBits], odd_low[kRows][kBits], all_high[kRows][kBits], odd_high[kRows][kBits];
   for (int t = 0; t < kRows; ++t) {
@@ -77,7 +77,7 @@ inline void look_up(const uint8_t* bytes, const uint8_t* tables, size_t stride, 
       }
       for (int t = 0; t < kRows; ++t) {
         const auto plane = [&](int p) {
-          const uint8_t* table = tables + static_cast<size_t>(t) * stride + j * 64 + p * 16;
+          const uint8_t* table = tables + static_cast<size_t>(t) * kPlaneTableBytes + j * 64 + p * 16;
           return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
         };
         const __m512i planes[4] = {plane(0), plane(1), plane(2), plane(3)};
@@ -134,7 +134,7 @@ inline __m512i sum_of_quarter(const Sums (&sums)[kBits], int q, int32_t offset) 
 /// A scale group has kTables pairs of tables, a group of activations kParts scale groups.
 template <int kBits, int kTables, int kParts, int kRows>
 void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
-                   size_t stride, float* out, int64_t out_stride) {
+                   float* out, int64_t out_stride) {
   const int64_t scale_groups = tile.columns / layout.columns;
   const uint8_t* block = weights;
   for (int64_t b = 0; b < blocks; ++b) {
@@ -147,7 +147,7 @@ void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t bloc
       const int64_t at = g / kParts * kRows, part = g % kParts;
       Sums sums[kRows][kBits];
       look_up<kBits, kTables, kRows>(
-          block, tile.tables[kBits] + static_cast<size_t>(at) * stride + part * kTables * 64, stride, sums);
+          block, tile.tables[kBits] + static_cast<size_t>(at) * kPlaneTableBytes + part * kTables * 64, sums);
       const uint8_t* scales = block + layout.byte_columns * kBlockRows;
       for (int t = 0; t < kRows; ++t) {
         const int32_t* offsets = tile.offsets[kBits] + 2 * (at + t);
@@ -170,8 +170,8 @@ void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t bloc
 
 template <int kBits, int kTables, int kParts>
 void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
-                   size_t stride, float* out, int64_t out_stride) {
-  const auto run = [&](auto multiply) { multiply(layout, weights, blocks, tile, stride, out, out_stride); };
+                   float* out, int64_t out_stride) {
+  const auto run = [&](auto multiply) { multiply(layout, weights, blocks, tile, out, out_stride); };
   if constexpr (plane_rows(kBits) >= 3) {
     if (tile.rows == 3) return run(multiply_rows<kBits, kTables, kParts, 3>);
   }
@@ -186,15 +186,15 @@ void build_planes(int bits, const int16_t* quanta, uint8_t* tables, int32_t* off
 }
 
 void multiply_planes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
-                     size_t table_stride, float* out, int64_t out_stride) {
+                     float* out, int64_t out_stride) {
   const SignLayout layout = sign_layout(type);
   switch (type) {
     case DataType::kQ1_0:
-      return multiply_type<1, 16, 1>(layout, weights, blocks, tile, table_stride, out, out_stride);
+      return multiply_type<1, 16, 1>(layout, weights, blocks, tile, out, out_stride);
     case DataType::kQ2_0:
-      return multiply_type<2, 8, 2>(layout, weights, blocks, tile, table_stride, out, out_stride);
+      return multiply_type<2, 8, 2>(layout, weights, blocks, tile, out, out_stride);
     default:
-      return multiply_type<2, 16, 1>(layout, weights, blocks, tile, table_stride, out, out_stride);
+      return multiply_type<2, 16, 1>(layout, weights, blocks, tile, out, out_stride);
   }
 }
 

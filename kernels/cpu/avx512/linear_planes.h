@@ -9,12 +9,14 @@ constexpr int plane_rows(int bits) {
   return bits == 1 ? 3 : 2;
 }
 
+/// Bytes of the tables of one group of activations.
+constexpr size_t kPlaneTableBytes = kGroupColumns * 8;
+
 /// See LinearKernels::build_tables, for tiles of up to plane_rows(bits) rows.
 void build_planes(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
-/// See LinearKernels::multiply_sign, for tiles of up to plane_rows(bits) rows whose tables are `table_stride`
-/// bytes apart.
+/// See LinearKernels::multiply_sign, for such tiles.
 void multiply_planes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
-                     size_t table_stride, float* out, int64_t out_stride);
+                     float* out, int64_t out_stride);
 
 }  // namespace niwaki

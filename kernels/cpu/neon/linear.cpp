@@ -214,7 +214,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 }  // namespace
 
 const LinearKernels kNeonLinearKernels = {quantize_group,        kLaneRows,           kTableRows,
-                                          nibble_table_bytes(1), build_tables,        build_neon_lanes,
+                                          nibble_table_bytes,    build_tables,        build_neon_lanes,
                                           multiply_sign,         multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

@@ -65,7 +65,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 }  // namespace
 
 const LinearKernels kPortableLinearKernels = {quantize_group,        kLaneRows,           kLaneRows,
-                                              nibble_table_bytes(1), build_tables,        nullptr,
+                                              nibble_table_bytes,    build_tables,        nullptr,
                                               multiply_sign,         multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki
