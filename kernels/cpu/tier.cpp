@@ -40,12 +40,9 @@ const Tier kAvx512 = {"avx512",
                       kAvx512AdapterKernels,
                       kAvx512TrainingKernels};
 
-const Tier kAvx512Vbmi = {"avx512vbmi",
-                          kAvx512VbmiLinearKernels,
-                          kAvx512RowKernels,
-                          kAvx512AttentionKernels,
-                          kAvx512AdapterKernels,
-                          kAvx512TrainingKernels};
+const Tier kAvx512Vbmi = {"avx512vbmi",          kAvx512VbmiLinearKernels,
+                          kAvx512RowKernels,     kAvx512AttentionKernels,
+                          kAvx512AdapterKernels, kAvx512TrainingKernels};
 
 /// True only where the operating system saves the wider registers too: the builtins ask XGETBV.
 bool has_avx512() {

@@ -139,13 +139,16 @@ TEST(a_row_has_the_same_bits_in_steps_of_any_size) {
 
 TEST(runs_of_many_blocks_agree) {
   ThreadPool pool(1);
+  constexpr int64_t kColumns = 512;
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ2_0_G128}) {
     const int64_t out = 64 * 67 + 5;  // four full runs of blocks, and a short one
-    const auto matrix = pack(pool, {random_tensor(type, out, 256, 1)}, 256);
-    const auto x = random_activations(16, 256, 2);
-    const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, 16, x);
-    for (const Tier* tier : available_tiers())
-      CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 16, x), y));
+    const auto matrix = pack(pool, {random_tensor(type, out, kColumns, 1)}, kColumns);
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 16, 24, 25, 32}) {
+      const auto x = random_activations(rows, kColumns, 2);
+      const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, rows, x);
+      for (const Tier* tier : available_tiers())
+        CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, rows, x), y));
+    }
   }
 }
 
@@ -360,9 +363,14 @@ TEST(sums_at_the_edge_of_sixteen_bits_are_exact) {
               expected = std::fma(static_cast<float>(sum), scale, expected);
             }
           }
-          for (const Tier* tier : available_tiers()) {
-            const auto y = run(pool, *tier, *matrix, Activation::kNone, 1, x);
-            for (size_t r = 0; r < 64; ++r) CHECK(y[r] == expected);
+          // Every kernel: one row, few, some, many.
+          for (const int64_t rows : {1, 2, 16, 32}) {
+            std::vector<float> all;
+            for (int64_t t = 0; t < rows; ++t) all.insert(all.end(), x.begin(), x.end());
+            for (const Tier* tier : available_tiers()) {
+              for (const float y : run(pool, *tier, *matrix, Activation::kNone, rows, all))
+                CHECK(y == expected);
+            }
           }
         }
       }

@@ -1,6 +1,6 @@
 // The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. All but the
-// fewest rows of the step (linear_planes.cpp, or linear_vbmi.cpp with VBMI) go this way, as its cost grows with
-// them and its indices are made once for all.
+// fewest rows of the step (linear_planes.cpp, or linear_vbmi.cpp with VBMI) go this way, as its cost grows
+// with them and its indices are made once for all.
 #define NIWAKI_SIMD_AVX512
 #include "cpu/avx512/linear_planes.h"
 #include "cpu/avx512/linear_vbmi.h"
@@ -276,9 +276,10 @@ void build_tables_vbmi(int tile_rows, int bits, const int16_t* quanta, uint8_t* 
   build_tables(tile_rows, bits, quanta, tables, offsets);
 }
 
-void multiply_sign_vbmi(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
-                        int64_t out_stride, float* workspace) {
-  if (vbmi_takes(tile.rows, sign_layout(type).bits)) return multiply_vbmi(weights, blocks, tile, out, out_stride);
+void multiply_sign_vbmi(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
+                        float* out, int64_t out_stride, float* workspace) {
+  if (vbmi_takes(tile.rows, sign_layout(type).bits))
+    return multiply_vbmi(weights, blocks, tile, out, out_stride);
   multiply_sign(type, weights, blocks, tile, out, out_stride, workspace);
 }
 

@@ -185,8 +185,8 @@ void build_planes(int bits, const int16_t* quanta, uint8_t* tables, int32_t* off
   build_plane_tables(bits, quanta, tables, offsets);
 }
 
-void multiply_planes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
-                     float* out, int64_t out_stride) {
+void multiply_planes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
+                     int64_t out_stride) {
   const SignLayout layout = sign_layout(type);
   switch (type) {
     case DataType::kQ1_0:

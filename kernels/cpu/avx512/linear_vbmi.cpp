@@ -1,14 +1,15 @@
-// Q1_0 times two to five rows of a step with AVX-512 VBMI: 64-entry tables of bytes (vpermb), so six columns a
-// look-up where linear_planes.cpp has four, for 64 rows at a time. It takes two thirds of the instructions. One
-// row has no use for it: it waits for memory, which gives less when blocks are read side by side as they are here.
+// Q1_0 times two to five rows of a step with AVX-512 VBMI: 64-entry tables of bytes (vpermb), so six columns
+// a look-up where linear_planes.cpp has four, for 64 rows at a time. It takes two thirds of the instructions.
+// One row has no use for it: it waits for memory, which gives less when blocks are read side by side as they
+// are here.
 //
 // A weight bit chooses 0 or 1 times its column's activation, as in planes.h, and S, the sum of what six bits
 // choose, is made non-negative and split in two planes of bytes: at most 6 * 511 = 3066, seven bits low and
 // five bits high. As all magnitudes of a group sum to at most 32,767, the high planes of a whole group sum to
 // at most 255: they fit a byte and are never drained. Two low planes fit a byte.
 //
-// A unit is eight bytes A .. H of a row, 64 columns, cut in eleven fields. vpermb reads the low six bits of each
-// index, so the first six bits of a byte are a field as they lie:
+// A unit is eight bytes A .. H of a row, 64 columns, cut in eleven fields. vpermb reads the low six bits of
+// each index, so the first six bits of a byte are a field as they lie:
 //
 //   A   B   C   A >> 6, B >> 6, C >> 6   |   D   E   F   D >> 6, E >> 6, F >> 6   |   G   H   G >> 6, H >> 6
 //
@@ -32,8 +33,8 @@ static_assert(kUnits * kUnitTableBytes == kVbmiTableBytes);
 
 /// Blocks of rows that share each load of a group's tables.
 constexpr int64_t kTogether = 4;
-/// Groups of a block that are asked for ahead of their use, into the second-level cache: the first one is busy
-/// with the tables.
+/// Groups of a block that are asked for ahead of their use, into the second-level cache: the first one is
+/// busy with the tables.
 constexpr int64_t kAheadGroups = 2;
 
 /// Which column of a unit bit i of every field stands for, the fields side by side: lanes 2 f and 2 f + 1 are
@@ -53,11 +54,6 @@ struct FieldBit {
     }
   }
 };
-
-/// The bits of an entry's number as they lie in a register of 32 words before it is packed with the next one,
-/// entries whose bit 3 is clear and those where it is set, to bytes.
-constexpr int kBitOfWord[5] = {0, 1, 2, 4, 5};
-constexpr __mmask32 kSet[5] = {0xaaaaaaaa, 0xcccccccc, 0xf0f0f0f0, 0xff00ff00, 0xffff0000};
 
 /// Makes the compiler hold a value in a register here. gcc 12 otherwise gathers the loads of many look-ups
 /// before the first add, runs out of registers and keeps the sums in memory.
@@ -109,8 +105,8 @@ inline void look_up_unit(const uint8_t* bytes, const uint8_t* tables, Sums (&sum
     keep(a);
     keep(b);
     keep(c);
-    const __m512i rest = select(0x0f, select(0x03, _mm512_srli_epi16(a, 6), _mm512_srli_epi16(b, 4)),
-                                _mm512_srli_epi16(c, 2));
+    const __m512i rest =
+        select(0x0f, select(0x03, _mm512_srli_epi16(a, 6), _mm512_srli_epi16(b, 4)), _mm512_srli_epi16(c, 2));
     look_up(a, b, tables, sums);
     look_up(c, rest, tables + 2 * kTableBytes, sums);
   }
@@ -129,7 +125,8 @@ struct Split {
 };
 inline Split split(const Sums& sums) {
   const __m512i all = _mm512_add_epi16(sums.all, _mm512_slli_epi16(sums.high, kLowBits));
-  const __m512i odd = _mm512_add_epi16(sums.odd, _mm512_slli_epi16(_mm512_srli_epi16(sums.high, 8), kLowBits));
+  const __m512i odd =
+      _mm512_add_epi16(sums.odd, _mm512_slli_epi16(_mm512_srli_epi16(sums.high, 8), kLowBits));
   return {_mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8)), odd};
 }
 
@@ -171,14 +168,16 @@ inline void multiply_block(const uint8_t* block, const uint8_t* tables, const in
 template <int kRows>
 void multiply_rows(const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride) {
-  const int64_t block_bytes = sign_layout(DataType::kQ1_0).block_bytes(), block_stride = tile.groups * block_bytes;
+  const int64_t block_bytes = sign_layout(DataType::kQ1_0).block_bytes(),
+                block_stride = tile.groups * block_bytes;
   for (int64_t begin = 0; begin < blocks; begin += kTogether) {
     const int64_t count = blocks - begin < kTogether ? blocks - begin : kTogether;
     const uint8_t* first = weights + begin * block_stride;
     for (int64_t g = 0; g < tile.groups; ++g) {
       // At the end of these blocks the next ones follow; past the end of a matrix nothing is harmed.
       const int64_t next = g + kAheadGroups;
-      const uint8_t* ahead = first + next * block_bytes + (next < tile.groups ? 0 : (count - 1) * block_stride);
+      const uint8_t* ahead =
+          first + next * block_bytes + (next < tile.groups ? 0 : (count - 1) * block_stride);
       for (int64_t b = 0; b < count; ++b) {
         for (int64_t i = 0; i < block_bytes; i += 64)
           _mm_prefetch(reinterpret_cast<const char*>(ahead + b * block_stride + i), _MM_HINT_T1);
@@ -229,7 +228,8 @@ void build_vbmi(const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
   }
 }
 
-void multiply_vbmi(const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out, int64_t out_stride) {
+void multiply_vbmi(const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
+                   int64_t out_stride) {
   constexpr decltype(&multiply_rows<2>) kByRows[] = {multiply_rows<2>, multiply_rows<3>, multiply_rows<4>,
                                                      multiply_rows<5>};
   kByRows[tile.rows - 2](weights, blocks, tile, out, out_stride);

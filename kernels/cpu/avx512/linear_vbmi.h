@@ -15,6 +15,7 @@ constexpr size_t kVbmiTableBytes = 2816;
 void build_vbmi(const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
 /// See LinearKernels::multiply_sign, for such tiles.
-void multiply_vbmi(const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out, int64_t out_stride);
+void multiply_vbmi(const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
+                   int64_t out_stride);
 
 }  // namespace niwaki

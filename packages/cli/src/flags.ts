@@ -49,7 +49,10 @@ export function addRunFlags(command: Command): Command {
       new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]),
     )
     .addOption(loraOption())
-    .option("--tier <name>", "kernels for an instruction set: avx512, avx2, neon, portable; the best if absent");
+    .option(
+      "--tier <name>",
+      "kernels for an instruction set: avx512vbmi, avx512, avx2, neon, portable; the best if absent",
+    );
 }
 
 export function loraOption(): Option {

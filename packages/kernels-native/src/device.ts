@@ -15,7 +15,7 @@ import { TrainingPlan } from "./training-plan.js";
 import { Vector } from "./vector.js";
 
 /**
- * The sets of kernels (tiers) that this machine can run, best first: `["avx512", "avx2", "portable"]`, or on Arm
+ * The sets of kernels (tiers) that this machine can run, best first: `["avx512vbmi", "avx512", "avx2", "portable"]`, or on Arm
  * `["neon", "portable"]`. Their results are equal.
  */
 export function cpuTiers(): string[] {

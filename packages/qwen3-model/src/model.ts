@@ -53,7 +53,7 @@ export interface LoadOptions {
   onStep?: (step: StepRecord) => void;
   /** CPU threads; one per core if absent. */
   threads?: number;
-  /** Kernels for an instruction set, "avx512", "avx2", "neon" or "portable"; the best that the machine has, if absent. */
+  /** Kernels for an instruction set, "avx512vbmi", "avx512", "avx2", "neon" or "portable"; the best that the machine has, if absent. */
   tier?: string;
   /** Gives up loading. */
   signal?: AbortSignal;
