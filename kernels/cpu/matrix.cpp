@@ -111,42 +111,53 @@ bool alternate(std::span<const MatrixSource> sources) {
          sources[0].rows == sources[1].rows;
 }
 
-void pack_part(const MatrixSource& source, const Matrix::Part& part, ThreadPool& pool) {
-  const bool sign = is_sign_type(part.type);
-  const int64_t columns = part.columns;
-  const size_t row_size = row_bytes(part.type, columns);
-  std::atomic<int64_t> bad_row{INT64_MAX};
-  const auto pack_rows = [&](int64_t first) {
-    const int64_t count = std::min<int64_t>(kBlockRows, part.rows - first);
-    const uint8_t* rows = source.data + static_cast<size_t>(first) * row_size;
-    uint8_t* out = part.data + static_cast<size_t>(first / kBlockRows) * part.block_stride;
+/// Packs block after block, of parts whose blocks alternate those beside each other: a page that the system
+/// gives at the first write, filled with zeros, is then written while it is in the caches.
+void pack_parts(std::span<const MatrixSource> sources, std::span<const Matrix::Part> parts,
+                ThreadPool& pool) {
+  std::vector<std::atomic<int64_t>> bad_rows(parts.size());
+  for (std::atomic<int64_t>& bad_row : bad_rows) bad_row = INT64_MAX;
+  const auto pack = [&](size_t p, int64_t block) {
+    const Matrix::Part& part = parts[p];
+    const bool sign = is_sign_type(part.type);
+    const size_t row_size = row_bytes(part.type, part.columns);
+    const int64_t first = block * kBlockRows, count = std::min<int64_t>(kBlockRows, part.rows - first);
+    const uint8_t* rows = sources[p].data + static_cast<size_t>(first) * row_size;
+    uint8_t* out = part.data + static_cast<size_t>(block) * part.block_stride;
     if (sign) {
       std::vector<uint8_t> padded;
       if (count < kBlockRows) {
         padded.resize(kBlockRows * row_size);
         std::memcpy(padded.data(), rows, static_cast<size_t>(count) * row_size);
       }
-      if (pack_block(sign_layout(source.type), padded.empty() ? rows : padded.data(), row_size, out)) return;
+      if (pack_block(sign_layout(part.type), padded.empty() ? rows : padded.data(), row_size, out)) return;
     }
     for (int64_t r = 0; r < count; ++r) {
       const uint8_t* row = rows + static_cast<size_t>(r) * row_size;
-      if (!row_is_finite(source.type, row, columns)) lower(bad_row, first + r);
+      if (!row_is_finite(part.type, row, part.columns)) lower(bad_rows[p], first + r);
       if (!sign) std::memcpy(out + static_cast<size_t>(r) * part.row_stride, row, row_size);
     }
   };
   pool.parallel([&](Worker& worker) {
-    worker.each(part.blocks(), kPackBlocks, [&](int64_t begin, int64_t end) {
-      const size_t last = static_cast<size_t>(std::min(part.rows, end * kBlockRows)) * row_size - 1;
-      // The pages of a mapped file must be there before they can be asked for.
-      for (size_t i = static_cast<size_t>(begin) * kBlockRows * row_size; i <= last; i += kPage)
-        static_cast<void>(*static_cast<const volatile uint8_t*>(source.data + i));
-      for (int64_t block = begin; block < end; ++block) pack_rows(block * kBlockRows);
+    worker.each(parts[0].blocks(), kPackBlocks, [&](int64_t begin, int64_t end) {
+      for (size_t p = 0; p < parts.size(); ++p) {
+        const size_t row_size = row_bytes(parts[p].type, parts[p].columns);
+        const size_t last = static_cast<size_t>(std::min(parts[p].rows, end * kBlockRows)) * row_size - 1;
+        // The pages of a mapped file must be there before they can be asked for.
+        for (size_t i = static_cast<size_t>(begin) * kBlockRows * row_size; i <= last; i += kPage)
+          static_cast<void>(*static_cast<const volatile uint8_t*>(sources[p].data + i));
+      }
+      for (int64_t block = begin; block < end; ++block) {
+        for (size_t p = 0; p < parts.size(); ++p) pack(p, block);
+      }
     });
   });
-  if (bad_row.load() != INT64_MAX) {
+  for (size_t p = 0; p < parts.size(); ++p) {
+    const int64_t bad_row = bad_rows[p];
+    if (bad_row == INT64_MAX) continue;
     throw Error(ErrorCode::kNonFinite,
-                "Tensor " + source.name + ": row " + std::to_string(bad_row.load()) +
-                    (info(source.type).block > 1 ? " has a scale" : " has a weight") +
+                "Tensor " + sources[p].name + ": row " + std::to_string(bad_row) +
+                    (info(sources[p].type).block > 1 ? " has a scale" : " has a weight") +
                     " that is NaN or infinite. The file is damaged or was converted wrongly.");
   }
 }
@@ -193,14 +204,11 @@ std::shared_ptr<const Matrix> Matrix::pack(std::span<const MatrixSource> sources
     matrix->parts_.push_back(std::move(part));
   }
   matrix->memory_ = std::make_unique<const WeightMemory>(arena.allocate(bytes));
-  const WeightMemory& memory = *matrix->memory_;
-  pool.parallel([&](Worker& worker) {
-    worker.each(memory.huge_pages(), 1, [&](int64_t page, int64_t) { memory.populate(page); });
-  });
-  for (size_t p = 0; p < sources.size(); ++p) {
-    matrix->parts_[p].data = memory.data() + begins[p];
-    pack_part(sources[p], matrix->parts_[p], pool);
-  }
+  for (size_t p = 0; p < sources.size(); ++p) matrix->parts_[p].data = matrix->memory_->data() + begins[p];
+  const std::span<const Part> parts = matrix->parts_;
+  const size_t together = parts[0].alternates() ? parts.size() : 1;
+  for (size_t p = 0; p < parts.size(); p += together)
+    pack_parts(sources.subspan(p, together), parts.subspan(p, together), pool);
   return matrix;
 }
 

@@ -23,20 +23,6 @@ WeightMemory::~WeightMemory() {
   if (end > offset + before) madvise(data_ + before, end - offset - before, MADV_DONTNEED);
 }
 
-// A slab begins at a huge page.
-int64_t WeightMemory::huge_pages() const {
-  const size_t offset = reinterpret_cast<uintptr_t>(data_) % kHugePage;
-  return static_cast<int64_t>((offset + bytes_ + kHugePage - 1) / kHugePage);
-}
-
-void WeightMemory::populate([[maybe_unused]] int64_t huge_page) const {
-#ifdef MADV_POPULATE_WRITE
-  uint8_t* begin = data_ - reinterpret_cast<uintptr_t>(data_) % kHugePage;
-  madvise(begin + static_cast<size_t>(huge_page) * kHugePage, static_cast<size_t>(sysconf(_SC_PAGESIZE)),
-          MADV_POPULATE_WRITE);
-#endif
-}
-
 WeightMemory WeightArena::allocate(size_t bytes) {
   if (slab_ == nullptr || bytes > slab_->size() - used_) {
     slab_ = std::make_shared<PageMemory>(std::max(kSlab, bytes), PageSize::kHuge, "weights");

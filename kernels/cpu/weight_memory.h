@@ -21,11 +21,6 @@ class WeightMemory {
   }
   uint8_t* data() const { return data_; }
   size_t bytes() const { return bytes_; }
-  /// Huge pages that it lies on.
-  int64_t huge_pages() const;
-  /// Has the system fill in one of them, where it can: threads that each fill in their own pages are faster
-  /// than threads that write into the same new page and wait for one another. What is written stays.
-  void populate(int64_t huge_page) const;
 
  private:
   friend class WeightArena;
