@@ -22,9 +22,6 @@ constexpr int64_t kRunGroups = 4;
 /// cache sets.
 constexpr int64_t kSumStride = kRunRows + 16;
 
-/// Floats of the kernels' workspace.
-constexpr size_t kWorkspaceFloats = size_t{2} * kLaneRows * kRunRows;
-
 bool all_finite(const float* x, int64_t count) {
   uint32_t bad = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -81,7 +78,7 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
   if (needs_quanta_ && by_lanes(static_cast<int>(tile_rows))) {
-    lanes_ = reserve(groups * kGroupColumns * kLaneRows * sizeof(int16_t));
+    lanes_ = reserve(groups * kGroupColumns * static_cast<size_t>(kernels_.tile_rows) * sizeof(int16_t));
   }
   if (needs_padding_)
     padded_ = reserve(tile_rows * static_cast<size_t>(padded_columns(matrix.columns())) * sizeof(float));
@@ -94,7 +91,7 @@ int64_t Linear::out_columns() const {
 
 /// A thread's own scratch: results, the kernels' workspace, and rows that it normed.
 size_t Linear::worker_floats() const {
-  return sum_floats() + kWorkspaceFloats + normed_floats();
+  return sum_floats() + workspace_floats() + normed_floats();
 }
 
 float* Linear::worker_scratch(const Tile& tile, const Worker& worker) const {
@@ -103,6 +100,12 @@ float* Linear::worker_scratch(const Tile& tile, const Worker& worker) const {
 
 size_t Linear::sum_floats() const {
   return static_cast<size_t>(tile_rows_) * kSumStride;
+}
+
+size_t Linear::workspace_floats() const {
+  return needs_quanta_ && by_lanes(tile_rows_)
+             ? static_cast<size_t>(kLaneFloats * kernels_.tile_rows) * kRunRows
+             : 0;
 }
 
 size_t Linear::normed_floats() const {
@@ -136,10 +139,11 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
                     Input* next) const {
   for (int64_t first = 0, count; first < rows; first += count) {
     // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
-    // size. Lanes are worth most when full.
+    // size. Lanes are worth most when full; those that cost about as much as tables for all their rows are
+    // not worth a small tile after them.
     const int64_t left = rows - first, tiles = (left + kernels_.tile_rows - 1) / kernels_.tile_rows;
-    count = kernels_.build_lanes == nullptr ? (left + tiles - 1) / tiles
-                                            : std::min<int64_t>(left, kernels_.tile_rows);
+    count = 4 * kernels_.table_rows > 3 * kernels_.tile_rows ? (left + tiles - 1) / tiles
+                                                             : std::min<int64_t>(left, kernels_.tile_rows);
     Tile tile = tile_of(first, count, scratch);
     tile.adapters = adapters;
     tile.norm = norm;
@@ -173,7 +177,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
     const float* x = rows;
     int64_t x_stride = rows_stride;
     if (tile.norm != nullptr) {
-      float* normed = worker_scratch(tile, worker) + sum_floats() + kWorkspaceFloats;
+      float* normed = worker_scratch(tile, worker) + sum_floats() + workspace_floats();
       for (int row = 0; row < tile.sign.rows; ++row) {
         if (!row_kernels_.rms_norm(rows + row * rows_stride, tile.norm->weight, tile.norm->eps,
                                    matrix_.columns(), normed + row * groups_ * kGroupColumns)) {
@@ -187,12 +191,12 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
     if (needs_quanta_ && by_lanes(tile.sign.rows)) {
       // Lanes are written for all rows of a group at once.
       worker.each(groups_, 1, [&](int64_t begin, int64_t end) {
-        alignas(64) int16_t quanta[kLaneRows * kGroupColumns] = {};
+        alignas(64) int16_t quanta[kMaxTileRows * kGroupColumns] = {};
         for (int64_t group = begin; group < end; ++group) {
           for (int row = 0; row < tile.sign.rows; ++row) {
             if (!prepare_row(tile, x, x_stride, row, group, quanta + row * kGroupColumns)) bad_row.note(row);
           }
-          kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kLaneRows);
+          kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kernels_.tile_rows);
         }
       });
     } else {

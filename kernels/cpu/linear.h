@@ -81,6 +81,7 @@ class Linear {
   };
   bool by_lanes(int tile_rows) const { return tile_rows > kernels_.table_rows; }
   size_t sum_floats() const;
+  size_t workspace_floats() const;
   size_t normed_floats() const;
   size_t worker_floats() const;
   float* worker_scratch(const Tile& tile, const Worker& worker) const;

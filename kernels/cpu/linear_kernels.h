@@ -15,8 +15,6 @@ constexpr int kMaxQuantumSum = 32767;
 
 /// Packed sign weights come in blocks of 64 rows.
 constexpr int kBlockRows = 64;
-/// Rows of a step that lie side by side as lanes.
-constexpr int kLaneRows = 16;
 /// No tier multiplies more rows of a step together.
 constexpr int kMaxTileRows = 32;
 
@@ -58,6 +56,8 @@ constexpr size_t nibble_table_bytes(int /*tile_rows*/, int bits) {
 /// Blocks of rows that one call multiplies at most.
 constexpr int kRunBlocks = 16;
 constexpr int kRunRows = kRunBlocks * kBlockRows;
+/// Floats of workspace for each of their rows and each lane.
+constexpr int kLaneFloats = 3;
 
 /// Quantised rows of a step: as look-up tables (of the bits that the matrix needs), or, of many rows, side by
 /// side.
@@ -69,7 +69,8 @@ struct SignTile {
   uint8_t* tables[3];   // by weight bits: [groups][rows][LinearKernels::table_bytes]
   int32_t* offsets[3];  // by weight bits: [groups][rows][2], of each half group: what its tables' sums are
                         // too large by, in a tier that needs it
-  int16_t* lanes;       // [groups][kGroupColumns][kLaneRows]; lanes beyond the last row are zero
+  int16_t* lanes;       // [groups][kGroupColumns][LinearKernels::tile_rows], in an order that is the tier's
+                        // own; lanes beyond the last row are zero
 };
 
 /// The matrix kernels of a tier. A row of the step is computed in the same way whatever rows stand beside it.
@@ -79,7 +80,7 @@ struct LinearKernels {
   /// NaN or infinite.
   bool (*quantize)(const float* x, int count, int16_t* quanta, float* scale);
 
-  /// Rows of a step that are multiplied together at most; if by lanes, kLaneRows.
+  /// Rows of a step that are multiplied together at most; if by lanes, as many as there are lanes.
   int tile_rows;
 
   /// Tiles of up to this many rows are multiplied by tables, larger ones by lanes.
@@ -93,12 +94,12 @@ struct LinearKernels {
   /// `tile_rows`.
   void (*build_tables)(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
-  /// The lanes of one group: quanta [kLaneRows][kGroupColumns] transposed. Null if all tiles go by tables.
+  /// The lanes of one group: quanta [tile_rows][kGroupColumns] transposed. Null if all tiles go by tables.
   void (*build_lanes)(const int16_t* quanta, int16_t* lanes);
 
   /// out[t][r] = row r of `blocks` <= kRunBlocks consecutive blocks of rows, times row t of the tile. Per
   /// scale group, ascending: out = fma(float(integer sum), row scale * activation scale, out). `workspace` is
-  /// 64-byte aligned room for two floats per kRunRows rows and kLaneRows lanes.
+  /// 64-byte aligned room for kLaneFloats floats for each of kRunRows rows and each lane, if there are lanes.
   void (*multiply_sign)(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                         float* out, int64_t out_stride, float* workspace);
 

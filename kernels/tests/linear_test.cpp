@@ -102,7 +102,7 @@ TEST(every_type_and_shape_agrees_with_double_in_every_tier_to_the_same_bits) {
         const std::vector<Tensor> tensors = {
             random_tensor(type, out, columns, static_cast<uint64_t>(out + columns))};
         const auto matrix = pack(pool, tensors, columns);
-        for (const int64_t rows : {1, 2, 3, 11, 17, 40}) {
+        for (const int64_t rows : {1, 2, 3, 11, 17, 32, 40}) {
           if (out > 100 && rows > 11) continue;  // the reference is slow
           const auto x = random_activations(rows, columns, static_cast<uint64_t>(rows));
           const auto tiers = available_tiers();
@@ -119,7 +119,7 @@ TEST(every_type_and_shape_agrees_with_double_in_every_tier_to_the_same_bits) {
 
 TEST(a_row_has_the_same_bits_in_steps_of_any_size) {
   ThreadPool pool(2);
-  constexpr int64_t kRows = 40;
+  constexpr int64_t kRows = 66;  // two full tiles of any tier, and more
   for (const DataType type : kAllTypes) {
     const int64_t columns = info(type).block == 1 ? 203 : 384;
     const int64_t out = 203;
@@ -143,7 +143,7 @@ TEST(runs_of_many_blocks_agree) {
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ2_0_G128}) {
     const int64_t out = 64 * 67 + 5;  // four full runs of blocks, and a short one
     const auto matrix = pack(pool, {random_tensor(type, out, kColumns, 1)}, kColumns);
-    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 16, 24, 25, 32}) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 16, 24, 31, 32, 64}) {
       const auto x = random_activations(rows, kColumns, 2);
       const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, rows, x);
       for (const Tier* tier : available_tiers())

@@ -2,6 +2,7 @@
 // fewest rows of the step (linear_planes.cpp, or linear_vbmi.cpp with VBMI) go this way, as its cost grows
 // with them and its indices are made once for all.
 #define NIWAKI_SIMD_AVX512
+#include "cpu/avx512/linear_lanes.h"
 #include "cpu/avx512/linear_planes.h"
 #include "cpu/avx512/linear_vbmi.h"
 #include "cpu/linear_float.h"
@@ -24,7 +25,9 @@ constexpr int kPassBytes = kFields * kTableBytes;
 /// Rows of the step that share each load of an index: their sums stay in registers.
 constexpr int kShared = 4;
 /// Rows of the step that are multiplied together.
-constexpr int kTileRows = 32;
+constexpr int kTileRows = kLaneRows;
+/// Lanes cost as much for one row as for all, as much as tables for some thirty.
+constexpr int kTableRows = 30;
 /// Rows whose tables of a group stay in the first-level cache from block to block, and tables of a pass and a
 /// row that do.
 constexpr int kCachedRows = 16;
@@ -253,7 +256,9 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
 }
 
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
-                   int64_t out_stride, float* /*workspace*/) {
+                   int64_t out_stride, float* workspace) {
+  if (tile.rows > kTableRows)
+    return multiply_avx512_lanes(type, weights, blocks, tile, out, out_stride, workspace);
   const SignLayout layout = sign_layout(type);
   if (tile.rows <= plane_rows(layout.bits))
     return multiply_planes(type, weights, blocks, tile, out, out_stride);
@@ -285,12 +290,12 @@ void multiply_sign_vbmi(DataType type, const uint8_t* weights, int64_t blocks, c
 
 }  // namespace
 
-const LinearKernels kAvx512LinearKernels = {quantize_group, kTileRows,           kTileRows,
-                                            table_bytes,    build_tables,        nullptr,
+const LinearKernels kAvx512LinearKernels = {quantize_group, kTileRows,           kTableRows,
+                                            table_bytes,    build_tables,        build_avx512_lanes,
                                             multiply_sign,  multiply_float_rows, swiglu_rows};
 
-const LinearKernels kAvx512VbmiLinearKernels = {quantize_group,     kTileRows,           kTileRows,
-                                                table_bytes_vbmi,   build_tables_vbmi,   nullptr,
+const LinearKernels kAvx512VbmiLinearKernels = {quantize_group,     kTileRows,           kTableRows,
+                                                table_bytes_vbmi,   build_tables_vbmi,   build_avx512_lanes,
                                                 multiply_sign_vbmi, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

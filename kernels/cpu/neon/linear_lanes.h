@@ -3,6 +3,9 @@
 
 namespace niwaki {
 
+/// Rows of the step that lie side by side.
+constexpr int kLaneRows = 16;
+
 /// See LinearKernels.
 void build_neon_lanes(const int16_t* quanta, int16_t* lanes);
 void multiply_neon_lanes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,

@@ -5,6 +5,9 @@
 namespace niwaki {
 namespace {
 
+/// Rows of the step that are multiplied together.
+constexpr int kTileRows = 16;
+
 /// Weight `index` of four bits: its value in units of the scale.
 int weight_of(int bits, int code, int index) {
   return bits == 1 ? 2 * (code >> index & 1) - 1 : (code >> 2 * index & 3) - 1;
@@ -64,7 +67,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kPortableLinearKernels = {quantize_group,     kLaneRows,           kLaneRows,
+const LinearKernels kPortableLinearKernels = {quantize_group,     kTileRows,           kTileRows,
                                               nibble_table_bytes, build_tables,        nullptr,
                                               multiply_sign,      multiply_float_rows, swiglu_rows};
 
