@@ -1,6 +1,6 @@
 // The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. All but the
-// fewest rows of the step (linear_planes.cpp) go this way, as its cost grows with them and its indices are
-// made once for all.
+// fewest rows of the step (linear_planes.cpp) and the most (linear_lanes.cpp) go this way, as its cost grows
+// with them and its indices are made once for all.
 #define NIWAKI_SIMD_AVX512
 #include "cpu/avx512/linear_lanes.h"
 #include "cpu/avx512/linear_planes.h"
