@@ -139,8 +139,8 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
                     Input* next) const {
   for (int64_t first = 0, count; first < rows; first += count) {
     // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
-    // size. Lanes are worth most when full; those that cost about as much as tables for all their rows are
-    // not worth a small tile after them.
+    // size. Lanes are worth most when full, unless tables for nearly as many rows cost no more: then a small
+    // tile after full ones would.
     const int64_t left = rows - first, tiles = (left + kernels_.tile_rows - 1) / kernels_.tile_rows;
     count = 4 * kernels_.table_rows > 3 * kernels_.tile_rows ? (left + tiles - 1) / tiles
                                                              : std::min<int64_t>(left, kernels_.tile_rows);

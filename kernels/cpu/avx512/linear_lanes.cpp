@@ -1,10 +1,11 @@
 // Sign matrices times many rows of a step: the method of the four Russians (Arlazarov et al., 1970). Lanes
 // are 32 rows of the tile, in int16. For every five weight bits the 32 possible sums of activations are built
 // once; a weight row then adds the one that its bits choose: one load and add for 5 x 32 products of Q1_0, or
-// 2.5 x 32 of Q2_0. Loads are what limits it: one register a cycle up to Zen 4.
+// 2.5 x 32 of Q2_0. Loads are what limits it, one register a cycle on Zen 4.
 //
 // A pass takes 64 bits of every weight row: thirteen fields of five bits (the last of four), whose tables, 25
-// KB, stay in the first-level cache while the rows of a run go by. Sums of a pass always fit int16.
+// KB, stay in the first-level cache while the rows of a run go by. Sums of a pass always fit int16. What
+// passes by them, partial sums and totals of the run, comes from the second-level cache.
 //
 // Lanes 2 i and 2 i + 1 are rows i and 16 + i of the tile: widened, the low halves of 32-bit lanes are 16
 // neighboring rows, and so are the high ones.
@@ -18,7 +19,9 @@ namespace {
 constexpr int kPassBytes = 8 * kBlockRows;
 constexpr int kFields = 13;
 constexpr int kFieldBits = 5;
-constexpr int kLastBits = 64 - kFieldBits * (kFields - 1);
+constexpr int field_bits(int field) {
+  return field + 1 < kFields ? kFieldBits : 64 - kFieldBits * (kFields - 1);
+}
 /// Bytes of a table entry: 32 lanes.
 constexpr int kEntryShift = 6;
 constexpr int kTableBytes = 1 << (kFieldBits + kEntryShift);
@@ -36,7 +39,7 @@ inline void store(void* p, __m512i v) {
 template <int kBits>
 inline void build_pass(const int16_t* lanes, uint8_t* tables) {
   for (int field = 0; field < kFields; ++field) {
-    const int bits = field + 1 < kFields ? kFieldBits : kLastBits;
+    const int bits = field_bits(field);
     // What setting a bit adds, and the sum while all are clear.
     __m512i change[kFieldBits], clear = _mm512_setzero_si512();
     for (int i = 0; i < bits; ++i) {
@@ -83,15 +86,15 @@ inline void gather_words(const uint8_t* bytes, uint64_t* words) {
   }
 }
 
-/// The sums of one pass for one weight row.
+/// The sums of one pass for one weight row. Fields are rotated to their place, not shifted: that is one
+/// instruction, without a copy of the word.
 inline __m512i add_fields(const uint8_t* tables, uint64_t word, __m512i sum) {
-  constexpr uint64_t kMask = kTableBytes - (1 << kEntryShift);
 #pragma GCC unroll 13
   for (int field = 0; field < kFields; ++field) {
-    const int shift = field * kFieldBits - kEntryShift;
-    const uint64_t entry = (shift < 0 ? word << -shift : word >> shift) & kMask;
+    const int shift = (field * kFieldBits - kEntryShift) & 63;
+    const uint64_t mask = ((uint64_t{1} << field_bits(field)) - 1) << kEntryShift;
+    const uint64_t entry = (word >> shift | word << (64 - shift)) & mask;
     sum = _mm512_add_epi16(sum, load(tables + field * kTableBytes + entry));
-    asm("" : "+v"(sum));
   }
   return sum;
 }
@@ -112,9 +115,9 @@ inline void add_scaled(__m512i sum, __m512 row_scale, __m512 activation_scale, f
 /// Blocks that are asked for ahead of their use, in the order of use.
 constexpr int64_t kAheadBlocks = 2;
 
-/// One pass over a run of blocks: pass `kPass` of `kPasses` that a scale group takes. Until the last, its sums
-/// wait in `partial`: of one bit a weight those of all passes together, which fit int16; of two bits each
-/// alone.
+/// One pass over a run of blocks: pass `kPass` of `kPasses` that a scale group takes. Until the last, its
+/// sums wait in `partial`: of one bit a weight those of all passes together, which fit int16; of two bits
+/// each alone.
 template <int kBits, int kPasses, int kPass>
 void run_pass(const uint8_t* tables, const uint8_t* bytes, int64_t block_stride, int64_t blocks,
               const float* activation_scales, int16_t* partial, float* totals) {
@@ -137,7 +140,8 @@ void run_pass(const uint8_t* tables, const uint8_t* bytes, int64_t block_stride,
     if (kLast) {
       for (int i = 0; i < kBlockRows; i += 16) {
         const void* halves = bytes + b * block_stride + kPassBytes + 2 * i;
-        _mm512_store_ps(row_scales + i, _mm512_cvtph_ps(_mm256_load_si256(static_cast<const __m256i*>(halves))));
+        _mm512_store_ps(row_scales + i,
+                        _mm512_cvtph_ps(_mm256_load_si256(static_cast<const __m256i*>(halves))));
       }
     }
     for (int i = 0; i < 8; ++i) {
@@ -226,7 +230,8 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
     const int16_t* lanes = tile.lanes + column * kLaneRows;
     const auto run = [&](auto pass_kernel, int pass) {
       build_pass<kBits>(lanes + pass * 64 / kBits * kLaneRows, tables);
-      pass_kernel(tables, block + pass * kPassBytes, block_stride, blocks, activation_scales, partial, totals);
+      pass_kernel(tables, block + pass * kPassBytes, block_stride, blocks, activation_scales, partial,
+                  totals);
     };
     run(run_pass<kBits, kPasses, 0>, 0);
     run(run_pass<kBits, kPasses, 1>, 1);
