@@ -68,7 +68,8 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
     return offset;
   };
   if (needs_quanta_) scales_ = reserve(tile_rows * groups * sizeof(float));
-  const size_t table_rows = std::min(tile_rows, static_cast<size_t>(kernels_.table_rows));
+  const auto most = static_cast<size_t>(kernels_.lane_blocks > 1 ? kernels_.tile_rows : kernels_.table_rows);
+  const size_t table_rows = std::min(tile_rows, most);
   for (int bits = 1; bits <= 2; ++bits) {
     if (!needs_tables_[bits]) continue;
     size_t row_tables = 0;  // of all rows of a tile, for one group
@@ -77,7 +78,7 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
     tables_[bits] = reserve(groups * row_tables);
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
-  if (needs_quanta_ && by_lanes(static_cast<int>(tile_rows))) {
+  if (has_lanes()) {
     lanes_ = reserve(groups * kGroupColumns * static_cast<size_t>(kernels_.tile_rows) * sizeof(int16_t));
   }
   if (needs_padding_)
@@ -103,9 +104,7 @@ size_t Linear::sum_floats() const {
 }
 
 size_t Linear::workspace_floats() const {
-  return needs_quanta_ && by_lanes(tile_rows_)
-             ? static_cast<size_t>(kLaneFloats * kernels_.tile_rows) * kRunRows
-             : 0;
+  return has_lanes() ? static_cast<size_t>(kLaneFloats * kernels_.tile_rows) * kRunRows : 0;
 }
 
 size_t Linear::normed_floats() const {
@@ -127,7 +126,6 @@ Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch
     tile.sign.tables[bits] = reinterpret_cast<uint8_t*>(scratch + tables_[bits]);
     tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + offsets_[bits]);
   }
-  tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
   tile.padded = floats(padded_);
   tile.workers = floats(workers_);
   tile.first_row = first_row;
@@ -145,6 +143,7 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
     count = 4 * kernels_.table_rows > 3 * kernels_.tile_rows ? (left + tiles - 1) / tiles
                                                              : std::min<int64_t>(left, kernels_.tile_rows);
     Tile tile = tile_of(first, count, scratch);
+    if (by_lanes(count, pool.threads())) tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
     tile.adapters = adapters;
     tile.norm = norm;
     if (adapters != nullptr) adapters->begin_tile(first, count);
@@ -188,7 +187,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
       x_stride = groups_ * kGroupColumns;
     }
     if (tile.adapters != nullptr && tile.first_row == 0) tile.adapters->project(worker, x, x_stride);
-    if (needs_quanta_ && by_lanes(tile.sign.rows)) {
+    if (tile.sign.lanes != nullptr) {
       // Lanes are written for all rows of a group at once.
       worker.each(groups_, 1, [&](int64_t begin, int64_t end) {
         alignas(64) int16_t quanta[kMaxTileRows * kGroupColumns] = {};
@@ -257,6 +256,13 @@ Linear::Items Linear::items_for(int threads) const {
   const int64_t of_item = activation_ == Activation::kSwiglu ? 2 : 1, count = blocks / of_item;
   // Few blocks for many threads: smaller runs. Else long ones: every change of stream costs.
   return {count, of_item, std::clamp<int64_t>(count / (4 * threads), 1, kRunBlocks)};
+}
+
+/// Whether so many rows of the step go by lanes.
+bool Linear::by_lanes(int64_t rows, int threads) const {
+  const Items items = items_for(threads);
+  return needs_quanta_ && rows > kernels_.table_rows &&
+         std::min<int64_t>(items.grain * items.blocks, kRunBlocks) >= kernels_.lane_blocks;
 }
 
 /// Where a thread's share of the weights begins; null if it has none.

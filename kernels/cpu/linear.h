@@ -79,7 +79,8 @@ class Linear {
     int64_t blocks;  // of an item
     int64_t grain;
   };
-  bool by_lanes(int tile_rows) const { return tile_rows > kernels_.table_rows; }
+  bool has_lanes() const { return needs_quanta_ && tile_rows_ > kernels_.table_rows; }
+  bool by_lanes(int64_t rows, int threads) const;
   size_t sum_floats() const;
   size_t workspace_floats() const;
   size_t normed_floats() const;

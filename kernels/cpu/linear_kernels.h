@@ -69,8 +69,8 @@ struct SignTile {
   uint8_t* tables[3];   // by weight bits: [groups][rows][LinearKernels::table_bytes]
   int32_t* offsets[3];  // by weight bits: [groups][rows][2], of each half group: what its tables' sums are
                         // too large by, in a tier that needs it
-  int16_t* lanes;       // [groups][kGroupColumns][LinearKernels::tile_rows], in an order that is the tier's
-                        // own; lanes beyond the last row are zero
+  int16_t* lanes;       // null if the tile goes by tables; [groups][kGroupColumns][LinearKernels::tile_rows],
+                        // in an order that is the tier's own; lanes beyond the last row are zero
 };
 
 /// The matrix kernels of a tier. A row of the step is computed in the same way whatever rows stand beside it.
@@ -85,6 +85,10 @@ struct LinearKernels {
 
   /// Tiles of up to this many rows are multiplied by tables, larger ones by lanes.
   int table_rows;
+
+  /// But by tables, too, where a call has fewer blocks of rows than this, as each builds its own for the
+  /// lanes.
+  int lane_blocks;
 
   /// Bytes of the tables of one group of activations, for weights of `bits` bits, of a row of a tile of
   /// `tile_rows`: a multiple of 64; what is in them is the tier's own.

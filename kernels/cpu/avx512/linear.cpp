@@ -1,6 +1,6 @@
 // The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. All but the
-// fewest rows of the step (linear_planes.cpp, or linear_vbmi.cpp with VBMI) go this way, as its cost grows
-// with them and its indices are made once for all.
+// fewest rows of the step (linear_planes.cpp, or linear_vbmi.cpp with VBMI) and full tiles (linear_lanes.cpp)
+// go this way, as its cost grows with them and its indices are made once for all.
 #define NIWAKI_SIMD_AVX512
 #include "cpu/avx512/linear_lanes.h"
 #include "cpu/avx512/linear_planes.h"
@@ -28,6 +28,8 @@ constexpr int kShared = 4;
 constexpr int kTileRows = kLaneRows;
 /// Lanes cost as much for one row as for all, as much as tables for some thirty.
 constexpr int kTableRows = 30;
+/// Their tables cost about as much as those of a block.
+constexpr int kLaneBlocks = 8;
 /// Rows whose tables of a group stay in the first-level cache from block to block, and tables of a pass and a
 /// row that do.
 constexpr int kCachedRows = 16;
@@ -257,7 +259,7 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
 
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* workspace) {
-  if (tile.rows > kTableRows)
+  if (tile.lanes != nullptr)
     return multiply_avx512_lanes(type, weights, blocks, tile, out, out_stride, workspace);
   const SignLayout layout = sign_layout(type);
   if (tile.rows <= plane_rows(layout.bits))
@@ -290,12 +292,12 @@ void multiply_sign_vbmi(DataType type, const uint8_t* weights, int64_t blocks, c
 
 }  // namespace
 
-const LinearKernels kAvx512LinearKernels = {quantize_group, kTileRows,           kTableRows,
-                                            table_bytes,    build_tables,        build_avx512_lanes,
-                                            multiply_sign,  multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx512LinearKernels = {
+    quantize_group, kTileRows,          kTableRows,    kLaneBlocks,         table_bytes,
+    build_tables,   build_avx512_lanes, multiply_sign, multiply_float_rows, swiglu_rows};
 
-const LinearKernels kAvx512VbmiLinearKernels = {quantize_group,     kTileRows,           kTableRows,
-                                                table_bytes_vbmi,   build_tables_vbmi,   build_avx512_lanes,
-                                                multiply_sign_vbmi, multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx512VbmiLinearKernels = {
+    quantize_group,    kTileRows,          kTableRows,         kLaneBlocks,         table_bytes_vbmi,
+    build_tables_vbmi, build_avx512_lanes, multiply_sign_vbmi, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki
