@@ -258,17 +258,31 @@ Linear::Items Linear::items_for(int threads) const {
   return {count, of_item, std::clamp<int64_t>(count / (4 * threads), 1, kRunBlocks)};
 }
 
+/// How items are taken. Few rows wait for memory, whatever the length of a run; more of them take a run's
+/// tables, or make some for it.
+Grain Linear::grain_for(const Items& items, const Tile& tile, const Input* next) const {
+  int64_t most = items.most, least = tile.sign.rows <= kFewRows ? 1 : std::max<int64_t>(1, most / 2);
+  if (tile.sign.lanes != nullptr && least * items.blocks < kernels_.lane_blocks) least = most;
+  // Whole groups of what the next operation reads.
+  static_assert(kGroupColumns == 2 * kBlockRows && kRunBlocks % 4 == 0);
+  if (next != nullptr) {
+    least += least % 2;
+    most += most % 2;
+  }
+  return {least, most};
+}
+
 /// Whether so many rows of the step go by lanes.
 bool Linear::by_lanes(int64_t rows, int threads) const {
   const Items items = items_for(threads);
   return needs_quanta_ && rows > kernels_.table_rows &&
-         std::min<int64_t>(items.grain * items.blocks, kRunBlocks) >= kernels_.lane_blocks;
+         std::min<int64_t>(items.most * items.blocks, kRunBlocks) >= kernels_.lane_blocks;
 }
 
 /// Where a thread's share of the weights begins; null if it has none.
 const uint8_t* Linear::first_weights(const Worker& worker) const {
   const Items items = items_for(worker.count());
-  const int64_t item = worker.first_item(items.count, items.grain), block = item * items.blocks;
+  const int64_t item = worker.first_item(items.count), block = item * items.blocks;
   const uint8_t* weights = nullptr;
   each_stretch(block, item < items.count ? block + 1 : block,
                [&](const Stretch& s) { weights = matrix_.parts()[s.part].block(s.block); });
@@ -296,15 +310,13 @@ void Linear::each_stretch(int64_t begin, int64_t end, F&& f) const {
 
 void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const {
   const auto& parts = matrix_.parts();
-  Items items = items_for(pool.threads());
-  // Whole groups of what the next operation reads.
-  static_assert(kGroupColumns == 2 * kBlockRows && kRunBlocks % 4 == 0);
-  if (next != nullptr) items.grain += items.grain % 2;
+  const Items items = items_for(pool.threads());
+  const Grain grain = grain_for(items, tile, next);
 
   pool.parallel([&](Worker& worker) {
     float* sums = worker_scratch(tile, worker);
     float* workspace = sums + sum_floats();
-    worker.each(items.count, items.grain, [&](int64_t first_item, int64_t last_item) {
+    worker.each(items.count, grain, [&](int64_t first_item, int64_t last_item) {
       const int64_t last = last_item * items.blocks;
       for (int64_t begin = first_item * items.blocks, end; begin < last; begin = end) {
         end = std::min(begin + kRunBlocks, last);

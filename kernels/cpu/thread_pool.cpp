@@ -53,17 +53,17 @@ void name_thread(int index) {
 
 }  // namespace
 
-// A thread goes on to the next call only when all runs of all shares are taken, so whoever finds a later call
-// than its own in a share has nothing left to take. An earlier one is as good as an untouched share.
-int64_t Worker::take(Taken& taken, uint32_t serial, int64_t size) {
+// A thread goes on to the next call only when all pieces of all shares are taken, so whoever finds a later
+// call than its own in a share has nothing left to take. An earlier one is as good as an untouched share.
+Worker::Pieces Worker::take(Taken& taken, uint32_t serial, int64_t size, int64_t most) {
   uint64_t word = taken.word.load(std::memory_order_relaxed);
   for (;;) {
     const auto current = static_cast<uint32_t>(word >> 32);
-    if (current > serial) return size;
-    const int64_t run = current < serial ? 0 : static_cast<int64_t>(word & UINT32_MAX);
-    if (run >= size) return size;
-    const uint64_t next = uint64_t{serial} << 32 | static_cast<uint64_t>(run + 1);
-    if (taken.word.compare_exchange_weak(word, next, std::memory_order_relaxed)) return run;
+    const int64_t first = current < serial ? 0 : static_cast<int64_t>(word & UINT32_MAX);
+    if (current > serial || first >= size) return {size, 0};
+    const int64_t count = std::clamp<int64_t>((size - first) / 2, 1, most);
+    const uint64_t next = uint64_t{serial} << 32 | static_cast<uint64_t>(first + count);
+    if (taken.word.compare_exchange_weak(word, next, std::memory_order_relaxed)) return {first, count};
   }
 }
 

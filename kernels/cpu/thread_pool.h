@@ -15,6 +15,14 @@ namespace niwaki {
 
 class ThreadPool;
 
+/// Items that a thread takes at a time: `most` where many are left, fewer and fewer towards the end, `least`
+/// in the end, so that threads end together. A number alone is always taken as it is.
+struct Grain {
+  int64_t least, most;
+  Grain(int64_t items) : least(items), most(items) {}  // NOLINT(google-explicit-constructor)
+  Grain(int64_t least_items, int64_t most_items) : least(least_items), most(most_items) {}
+};
+
 /// One thread's view of a parallel phase.
 class Worker {
  public:
@@ -22,40 +30,44 @@ class Worker {
   int index() const { return index_; }
   int count() const { return count_; }
 
-  /// Shares `items` among the threads of the phase in runs of `grain`. A thread goes through a share of its
-  /// own in ascending order, so that memory is read as one stream, then helps with those of others. Which
-  /// thread takes which item must not matter to the result: threads split rows, never a reduction. Returns
-  /// when nothing is left to take; other threads may still be at their last run. Several calls in one phase,
-  /// at most 256, are shared one after another, and every thread must make the same calls.
+  /// Shares `items` among the threads of the phase, in multiples of `grain.least`. A thread goes through a
+  /// share of its own in ascending order, so that memory is read as one stream, then helps with those of
+  /// others. Which thread takes which item must not matter to the result: threads split rows, never a
+  /// reduction. Returns when nothing is left to take; other threads may still be at their last run. Several
+  /// calls in one phase, at most 256, are shared one after another, and every thread must make the same
+  /// calls.
   template <class F>  // void(int64_t begin, int64_t end)
-  void each(int64_t items, int64_t grain, F&& f) {
+  void each(int64_t items, Grain grain, F&& f) {
     const uint32_t serial = serial_++;
-    const int64_t runs = (items + grain - 1) / grain;
+    const int64_t pieces = (items + grain.least - 1) / grain.least, most = grain.most / grain.least;
     for (int i = 0; i < count_; ++i) {
       const int share = index_ + i < count_ ? index_ + i : index_ + i - count_;
-      const int64_t first = first_run(runs, share), size = first_run(runs, share + 1) - first;
-      for (int64_t run; (run = take(taken_[share], serial, size)) < size;) {
-        const int64_t begin = (first + run) * grain;
-        f(begin, std::min(begin + grain, items));
+      const int64_t first = first_piece(pieces, share), size = first_piece(pieces, share + 1) - first;
+      for (Pieces run; (run = take(taken_[share], serial, size, most)).count > 0;) {
+        const int64_t begin = (first + run.first) * grain.least;
+        f(begin, std::min(begin + run.count * grain.least, items));
       }
     }
   }
 
-  /// The first item of this thread's share in a call of `each`, or `items` if it has none.
-  int64_t first_item(int64_t items, int64_t grain) const {
-    return std::min(items, first_run((items + grain - 1) / grain, index_) * grain);
-  }
+  /// About where this thread's share of `items` begins; `items` if it has none.
+  int64_t first_item(int64_t items) const { return first_piece(items, index_); }
 
  private:
   friend class ThreadPool;
-  /// What is taken of a thread's share: | serial number of the call (32 bits) | runs (32 bits) |
+  /// What is taken of a thread's share: | serial number of the call (32 bits) | pieces (32 bits) |
   struct alignas(64) Taken {
     std::atomic<uint64_t> word{0};
   };
   Worker(int index, int count, Taken* taken, uint32_t serial)
       : index_(index), count_(count), taken_(taken), serial_(serial) {}
-  int64_t first_run(int64_t runs, int share) const { return (runs * share + count_ - 1) / count_; }
-  static int64_t take(Taken& taken, uint32_t serial, int64_t size);
+  int64_t first_piece(int64_t pieces, int share) const { return (pieces * share + count_ - 1) / count_; }
+  /// Pieces of a share that follow one another.
+  struct Pieces {
+    int64_t first, count;
+  };
+  /// Half of what is left of a share of `size` pieces, but one to `most`; none if nothing is left.
+  static Pieces take(Taken& taken, uint32_t serial, int64_t size, int64_t most);
 
   int index_;
   int count_;

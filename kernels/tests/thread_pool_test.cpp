@@ -31,6 +31,46 @@ TEST(every_item_runs_once) {
   }
 }
 
+TEST(runs_get_shorter_towards_the_end_of_a_share) {
+  for (int threads = 1; threads <= 4; ++threads) {
+    ThreadPool pool(threads);
+    for (const int64_t items : {0, 1, 2, 7, 64, 1000}) {
+      for (const auto& [least, most] :
+           {std::pair<int64_t, int64_t>{1, 16}, {2, 16}, {4, 12}, {3, 3}, {5, 7}}) {
+        std::vector<std::atomic<int>> seen(static_cast<size_t>(items));
+        std::atomic<bool> as_said{true};
+        std::atomic<int64_t> shortest{most};
+        run_job(pool, [&] {
+          pool.parallel([&](Worker& worker) {
+            worker.each(items, {least, most}, [&](int64_t begin, int64_t end) {
+              if (end - begin > most || begin % least != 0) as_said = false;
+              if (end < items && end - begin < least) as_said = false;
+              for (int64_t now = shortest;
+                   end - begin < now && !shortest.compare_exchange_weak(now, end - begin);) {
+              }
+              for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+            });
+          });
+        });
+        CHECK(as_said);
+        if (items >= 64) CHECK(shortest <= least);
+        for (const auto& count : seen) CHECK(count == 1);
+      }
+    }
+  }
+}
+
+TEST(a_run_is_half_of_what_is_left) {
+  ThreadPool pool(1);
+  std::vector<int64_t> runs;
+  run_job(pool, [&] {
+    pool.parallel([&](Worker& worker) {
+      worker.each(47, {2, 16}, [&](int64_t begin, int64_t end) { runs.push_back(end - begin); });
+    });
+  });
+  CHECK((runs == std::vector<int64_t>{16, 16, 8, 4, 2, 1}));
+}
+
 TEST(a_thread_begins_with_its_own_share_and_helps_with_the_others) {
   ThreadPool pool(3);
   std::vector<std::vector<int64_t>> taken(3);

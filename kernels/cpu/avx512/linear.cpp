@@ -285,8 +285,10 @@ void build_tables_vbmi(int tile_rows, int bits, const int16_t* quanta, uint8_t* 
 
 void multiply_sign_vbmi(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                         float* out, int64_t out_stride, float* workspace) {
-  if (vbmi_takes(tile.rows, sign_layout(type).bits))
-    return multiply_vbmi(weights, blocks, tile, out, out_stride);
+  const int bits = sign_layout(type).bits;
+  if (vbmi_takes(tile.rows, bits)) return multiply_vbmi(weights, blocks, tile, out, out_stride);
+  if (tile.rows <= plane_rows(bits))
+    return multiply_planes_vbmi(type, weights, blocks, tile, out, out_stride);
   multiply_sign(type, weights, blocks, tile, out, out_stride, workspace);
 }
 

@@ -18,5 +18,8 @@ void build_planes(int bits, const int16_t* quanta, uint8_t* tables, int32_t* off
 /// See LinearKernels::multiply_sign, for such tiles.
 void multiply_planes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                      int64_t out_stride);
+/// The same with VBMI.
+void multiply_planes_vbmi(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
+                          float* out, int64_t out_stride);
 
 }  // namespace niwaki
