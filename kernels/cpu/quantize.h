@@ -38,16 +38,8 @@ inline bool quantize_group(const float* x, int count, int16_t* quanta, float* sc
   const float by_maximum = 511.0f / maximum, by_sum = (32700.0f / 128.0f) / mean;
   if (by_maximum < inverse) inverse = by_maximum;
   if (by_sum < inverse) inverse = by_sum;
-  // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
-  const F32x16 factor = F32x16::broadcast(inverse), magic = F32x16::broadcast(0x1.8p23f);
-  for (int i = 0; i < kGroupColumns; i += kLanes) {
-    alignas(64) float rounded[kLanes];
-    (F32x16::load(x + i) * factor + magic).store(rounded);
-    int32_t bits[kLanes];
-    std::memcpy(bits, rounded, sizeof bits);
-    for (int lane = 0; lane < kLanes; ++lane)
-      quanta[i + lane] = static_cast<int16_t>(bits[lane] - 0x4b400000);
-  }
+  const F32x16 factor = F32x16::broadcast(inverse);
+  for (int i = 0; i < kGroupColumns; i += kLanes) (F32x16::load(x + i) * factor).store_i16(quanta + i);
   *scale = 1.0f / inverse;
   return true;
 }

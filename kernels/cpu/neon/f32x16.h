@@ -35,6 +35,10 @@ struct F32x16 {
   inline void store_f16(uint16_t* p) const {
     for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v[i])));
   }
+  /// Rounds to nearest, ties to even; none is beyond 32,767.
+  inline void store_i16(int16_t* p) const {
+    for (int i = 0; i < 4; ++i) vst1_s16(p + 4 * i, vmovn_s32(vcvtnq_s32_f32(v[i])));
+  }
 
   friend inline F32x16 operator+(F32x16 x, F32x16 y) {
     return make([&](int i) { return vaddq_f32(x.v[i], y.v[i]); });

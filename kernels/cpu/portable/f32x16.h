@@ -65,6 +65,12 @@ struct F32x16 {
   inline void store_f16(uint16_t* p) const {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(lane[i]);
   }
+  /// Rounds to nearest, ties to even; none is beyond 32,767.
+  inline void store_i16(int16_t* p) const {
+    // Adding 1.5 * 2^23 rounds and leaves the integer in the low bits.
+    for (int i = 0; i < kLanes; ++i)
+      p[i] = static_cast<int16_t>(static_cast<int32_t>(float_bits(lane[i] + 0x1.8p23f) - 0x4b400000));
+  }
 
   friend inline F32x16 operator+(const F32x16& x, const F32x16& y) {
     return make([&](int i) { return x.lane[i] + y.lane[i]; });
