@@ -250,18 +250,23 @@ bool Linear::prepare_tables(const Tile& tile, const float* x, int64_t x_stride, 
 
 /// The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows
 /// and the block of up rows beside it are one item.
-Linear::Items Linear::items_for(int threads) const {
+Linear::Items Linear::items() const {
   int64_t blocks = 0;
   for (const Matrix::Part& part : matrix_.parts()) blocks += part.blocks();
-  const int64_t of_item = activation_ == Activation::kSwiglu ? 2 : 1, count = blocks / of_item;
-  // Few blocks for many threads: smaller runs. Else long ones: every change of stream costs.
-  return {count, of_item, std::clamp<int64_t>(count / (4 * threads), 1, kRunBlocks)};
+  const int64_t of_item = activation_ == Activation::kSwiglu ? 2 : 1;
+  return {blocks / of_item, of_item};
 }
 
-/// How items are taken. Few rows wait for memory, whatever the length of a run; more of them take a run's
-/// tables, or make some for it.
-Grain Linear::grain_for(const Items& items, const Tile& tile, const Input* next) const {
-  int64_t most = items.most, least = tile.sign.rows <= kFewRows ? 1 : std::max<int64_t>(1, most / 2);
+/// Items that a thread takes at a time at most. Many rows take a run's tables, or make some for it: the
+/// longer, the better. Few wait for memory, whatever its length.
+int64_t Linear::longest_run(const Items& items, int64_t rows, int threads) {
+  const int64_t runs = rows <= kFewRows ? 4 : 2;  // of a thread
+  return std::clamp<int64_t>(items.count / (runs * threads), 1, kRunBlocks);
+}
+
+Grain Linear::grain_for(const Items& items, const Tile& tile, int threads, const Input* next) const {
+  int64_t most = longest_run(items, tile.sign.rows, threads);
+  int64_t least = tile.sign.rows <= kFewRows ? 1 : std::max<int64_t>(1, most / 2);
   if (tile.sign.lanes != nullptr && least * items.blocks < kernels_.lane_blocks) least = most;
   // Whole groups of what the next operation reads.
   static_assert(kGroupColumns == 2 * kBlockRows && kRunBlocks % 4 == 0);
@@ -274,17 +279,18 @@ Grain Linear::grain_for(const Items& items, const Tile& tile, const Input* next)
 
 /// Whether so many rows of the step go by lanes.
 bool Linear::by_lanes(int64_t rows, int threads) const {
-  const Items items = items_for(threads);
+  const Items all = items();
+  const int64_t blocks = longest_run(all, rows, threads) * all.blocks;
   return needs_quanta_ && rows > kernels_.table_rows &&
-         std::min<int64_t>(items.most * items.blocks, kRunBlocks) >= kernels_.lane_blocks;
+         std::min<int64_t>(blocks, kRunBlocks) >= kernels_.lane_blocks;
 }
 
 /// Where a thread's share of the weights begins; null if it has none.
 const uint8_t* Linear::first_weights(const Worker& worker) const {
-  const Items items = items_for(worker.count());
-  const int64_t item = worker.first_item(items.count), block = item * items.blocks;
+  const Items all = items();
+  const int64_t item = worker.first_item(all.count), block = item * all.blocks;
   const uint8_t* weights = nullptr;
-  each_stretch(block, item < items.count ? block + 1 : block,
+  each_stretch(block, item < all.count ? block + 1 : block,
                [&](const Stretch& s) { weights = matrix_.parts()[s.part].block(s.block); });
   return weights;
 }
@@ -310,15 +316,15 @@ void Linear::each_stretch(int64_t begin, int64_t end, F&& f) const {
 
 void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const {
   const auto& parts = matrix_.parts();
-  const Items items = items_for(pool.threads());
-  const Grain grain = grain_for(items, tile, next);
+  const Items all = items();
+  const Grain grain = grain_for(all, tile, pool.threads(), next);
 
   pool.parallel([&](Worker& worker) {
     float* sums = worker_scratch(tile, worker);
     float* workspace = sums + sum_floats();
-    worker.each(items.count, grain, [&](int64_t first_item, int64_t last_item) {
-      const int64_t last = last_item * items.blocks;
-      for (int64_t begin = first_item * items.blocks, end; begin < last; begin = end) {
+    worker.each(all.count, grain, [&](int64_t first_item, int64_t last_item) {
+      const int64_t last = last_item * all.blocks;
+      for (int64_t begin = first_item * all.blocks, end; begin < last; begin = end) {
         end = std::min(begin + kRunBlocks, last);
         multiply_blocks(begin, end, tile, sums, workspace);
         if (activation_ == Activation::kSwiglu) {

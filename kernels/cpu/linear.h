@@ -77,7 +77,6 @@ class Linear {
   struct Items {
     int64_t count;
     int64_t blocks;  // of an item
-    int64_t most;    // items in a run
   };
   bool has_lanes() const { return needs_quanta_ && tile_rows_ > kernels_.table_rows; }
   bool by_lanes(int64_t rows, int threads) const;
@@ -91,8 +90,9 @@ class Linear {
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
   bool prepare_tables(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group) const;
-  Items items_for(int threads) const;
-  Grain grain_for(const Items& items, const Tile& tile, const Input* next) const;
+  Items items() const;
+  static int64_t longest_run(const Items& items, int64_t rows, int threads);
+  Grain grain_for(const Items& items, const Tile& tile, int threads, const Input* next) const;
   const uint8_t* first_weights(const Worker& worker) const;
   template <class F>
   void each_stretch(int64_t begin, int64_t end, F&& f) const;
