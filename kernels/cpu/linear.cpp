@@ -18,6 +18,11 @@ constexpr int64_t kFewBlocks = 2;
 constexpr int kGroupAhead = 1024;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
+/// Rows of the step that are prepared together at most.
+constexpr int64_t kTogetherRows = 512;
+/// Runs of blocks, each of one tile, that a thread takes of tiles together at least, where the matrix has
+/// them.
+constexpr int64_t kTogetherRuns = 8;
 /// Floats between the rows of a tile in a thread's results: not a multiple of 4 KB, so that they do not share
 /// cache sets.
 constexpr int64_t kSumStride = kRunRows + 16;
@@ -68,6 +73,15 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
     return offset;
   };
   if (needs_quanta_) scales_ = reserve(tile_rows * groups * sizeof(float));
+  if (has_lanes()) {
+    lanes_ = reserve(groups * kGroupColumns * static_cast<size_t>(kernels_.tile_rows) * sizeof(int16_t));
+  }
+  if (needs_padding_)
+    padded_ = reserve(tile_rows * static_cast<size_t>(padded_columns(matrix.columns())) * sizeof(float));
+  tile_bytes_ = bytes;
+  if (has_lanes() || !needs_quanta_)
+    most_tiles_ = std::clamp<int64_t>(max_rows / tile_rows_, 1, kTogetherRows / tile_rows_);
+  bytes *= most_tiles_;
   const auto most = static_cast<size_t>(kernels_.lane_blocks > 1 ? kernels_.tile_rows : kernels_.table_rows);
   const size_t table_rows = std::min(tile_rows, most);
   for (int bits = 1; bits <= 2; ++bits) {
@@ -78,11 +92,6 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
     tables_[bits] = reserve(groups * row_tables);
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
-  if (has_lanes()) {
-    lanes_ = reserve(groups * kGroupColumns * static_cast<size_t>(kernels_.tile_rows) * sizeof(int16_t));
-  }
-  if (needs_padding_)
-    padded_ = reserve(tile_rows * static_cast<size_t>(padded_columns(matrix.columns())) * sizeof(float));
   workers_ = reserve(0);
 }
 
@@ -115,48 +124,68 @@ size_t Linear::scratch_bytes(int threads) const {
   return workers_ + static_cast<size_t>(threads) * worker_floats() * sizeof(float);
 }
 
-Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch) const {
-  const auto floats = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
+Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch, size_t index) const {
+  std::byte* own = scratch + index * tile_bytes_;
+  const auto floats = [](std::byte* at) { return reinterpret_cast<float*>(at); };
   Tile tile{};
   tile.sign.rows = static_cast<int>(rows);
   tile.sign.columns = matrix_.columns();
   tile.sign.groups = groups_;
-  tile.sign.scales = floats(scales_);
+  tile.sign.scales = floats(own + scales_);
   for (int bits = 1; bits <= 2; ++bits) {
     tile.sign.tables[bits] = reinterpret_cast<uint8_t*>(scratch + tables_[bits]);
     tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + offsets_[bits]);
   }
-  tile.padded = floats(padded_);
-  tile.workers = floats(workers_);
+  tile.padded = floats(own + padded_);
+  tile.workers = floats(scratch + workers_);
   tile.first_row = first_row;
   return tile;
+}
+
+/// Whether full tiles of so many rows are multiplied together: prepared in one phase, and each run of weights
+/// taken through all of them. What tables take for it would fit no cache.
+bool Linear::go_together(int64_t rows) const {
+  const Items all = items();
+  return most_tiles_ > 1 && rows >= 2 * tile_rows_ &&
+         (!needs_quanta_ || all.count * all.blocks >= kernels_.lane_blocks);
+}
+
+/// Rows of the next tile, of those that are left.
+int64_t Linear::rows_of_tile(int64_t left) const {
+  // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal size.
+  // Lanes are worth most when full, unless tables for nearly as many rows cost no more: then a small tile
+  // after full ones would.
+  const int64_t tiles = (left + tile_rows_ - 1) / tile_rows_;
+  const bool equal = 4 * kernels_.table_rows > 3 * kernels_.tile_rows && !go_together(left);
+  return equal ? (left + tiles - 1) / tiles : std::min<int64_t>(left, tile_rows_);
 }
 
 int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_stride, float* y,
                     int64_t y_stride, std::byte* scratch, RowAdapters* adapters, const RowNorm* norm,
                     Input* next) const {
-  for (int64_t first = 0, count; first < rows; first += count) {
-    // By tables a row costs the same in a tile of any size, but a tile reads all weights: tiles of equal
-    // size. Lanes are worth most when full, unless tables for nearly as many rows cost no more: then a small
-    // tile after full ones would.
-    const int64_t left = rows - first, tiles = (left + kernels_.tile_rows - 1) / kernels_.tile_rows;
-    count = 4 * kernels_.table_rows > 3 * kernels_.tile_rows ? (left + tiles - 1) / tiles
-                                                             : std::min<int64_t>(left, kernels_.tile_rows);
-    Tile tile = tile_of(first, count, scratch);
-    if (by_lanes(count, pool.threads())) tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + lanes_);
-    tile.adapters = adapters;
-    tile.norm = norm;
-    if (adapters != nullptr) adapters->begin_tile(first, count);
-    const int64_t bad_row = prepare(pool, x + first * x_stride, x_stride, tile);
-    if (bad_row >= 0) return first + bad_row;
-    multiply(pool, tile, y + first * y_stride, y_stride, next);
+  Tiles tiles;
+  for (int64_t first = 0; first < rows;) {
+    const bool together = go_together(rows - first);
+    const int64_t count = rows_of_tile(rows - first);
+    const size_t most = together ? std::min(most_tiles_, static_cast<size_t>((rows - first) / count)) : 1;
+    for (tiles.count = 0; tiles.count < most; ++tiles.count, first += count) {
+      Tile& tile = tiles.list[tiles.count] = tile_of(first, count, scratch, tiles.count);
+      if (needs_quanta_ && (together || by_lanes(count, pool.threads())))
+        tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + tiles.count * tile_bytes_ + lanes_);
+      tile.norm = norm;
+      tile.adapters = adapters;
+      if (adapters != nullptr) tile.adapter_tile = adapters->begin_tile(first, count);
+    }
+    const int64_t bad_row = prepare(pool, x, x_stride, tiles.all());
+    if (bad_row >= 0) return bad_row;
+    multiply(pool, tiles.all(), y, y_stride, next);
   }
   return -1;
 }
 
 int64_t Linear::run(ThreadPool& pool, const Input& input, float* y, int64_t y_stride) const {
   const int64_t bad_row = input.bad_row_.found();
-  if (bad_row < 0) multiply(pool, input.tile_, y, y_stride, nullptr);
+  if (bad_row < 0) multiply(pool, {&input.tile_, 1}, y, y_stride, nullptr);
   return bad_row;
 }
 
@@ -169,16 +198,19 @@ void Linear::Input::prepare(int64_t row, int64_t first, int64_t count) {
   }
 }
 
-/// Makes the tile ready. Returns its lowest row that is not finite, or -1.
-int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride, Tile& tile) const {
+/// Makes tiles of equal size ready. Returns the lowest row that is not finite, or -1.
+int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride,
+                        std::span<Tile> tiles) const {
   LowestRow bad_row;
+  const Tile& first = tiles[0];
+  const int64_t tile_groups = first.sign.lanes != nullptr ? groups_ : first.sign.rows * groups_;
   pool.parallel([&](Worker& worker) {
     const float* x = rows;
     int64_t x_stride = rows_stride;
-    if (tile.norm != nullptr) {
-      float* normed = worker_scratch(tile, worker) + sum_floats() + workspace_floats();
-      for (int row = 0; row < tile.sign.rows; ++row) {
-        if (!row_kernels_.rms_norm(rows + row * rows_stride, tile.norm->weight, tile.norm->eps,
+    if (first.norm != nullptr) {
+      float* normed = worker_scratch(first, worker) + sum_floats() + workspace_floats();
+      for (int row = 0; row < first.sign.rows; ++row) {
+        if (!row_kernels_.rms_norm(rows + row * rows_stride, first.norm->weight, first.norm->eps,
                                    matrix_.columns(), normed + row * groups_ * kGroupColumns)) {
           bad_row.note(row);
         }
@@ -186,35 +218,42 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
       x = normed;
       x_stride = groups_ * kGroupColumns;
     }
-    if (tile.adapters != nullptr && tile.first_row == 0) tile.adapters->project(worker, x, x_stride);
-    if (tile.sign.lanes != nullptr) {
-      // Lanes are written for all rows of a group at once.
-      worker.each(groups_, 1, [&](int64_t begin, int64_t end) {
-        alignas(64) int16_t quanta[kMaxTileRows * kGroupColumns] = {};
-        for (int64_t group = begin; group < end; ++group) {
-          for (int row = 0; row < tile.sign.rows; ++row) {
-            if (!prepare_row(tile, x, x_stride, row, group, quanta + row * kGroupColumns)) bad_row.note(row);
-          }
-          kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kernels_.tile_rows);
+    if (first.adapters != nullptr && first.first_row == 0) first.adapters->project(worker, x, x_stride);
+    const uint8_t* weights = first.sign.rows > kFewRows ? nullptr : first_weights(worker);
+    const int64_t grain = first.sign.lanes != nullptr ? 1 : kRunGroups;
+    worker.each(static_cast<int64_t>(tiles.size()) * tile_groups, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Tile& tile = tiles[static_cast<size_t>(i / tile_groups)];
+        const float* tile_x = x + tile.first_row * x_stride;
+        if (tile.sign.lanes != nullptr) {
+          prepare_lanes(tile, tile_x, x_stride, i % tile_groups, bad_row);
+          continue;
         }
-      });
-    } else {
-      const uint8_t* weights = tile.sign.rows > kFewRows ? nullptr : first_weights(worker);
-      worker.each(tile.sign.rows * groups_, kRunGroups, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t group = i / tile.sign.rows, row = i % tile.sign.rows;
-          if (weights != nullptr && row == 0) {
-            for (int at = 0; at < kGroupAhead; at += 64) __builtin_prefetch(weights + at);
-            weights += kGroupAhead;  // past the end of a matrix nothing is harmed
-          }
-          if (!prepare_tables(tile, x, x_stride, row, group)) bad_row.note(row);
+        const int64_t group = i % tile_groups / tile.sign.rows, row = i % tile.sign.rows;
+        if (weights != nullptr && row == 0) {
+          for (int at = 0; at < kGroupAhead; at += 64) __builtin_prefetch(weights + at);
+          weights += kGroupAhead;  // past the end of a matrix nothing is harmed
         }
-      });
-    }
+        if (!prepare_tables(tile, tile_x, x_stride, row, group)) bad_row.note(tile.first_row + row);
+      }
+    });
   });
-  tile.x = needs_padding_ ? tile.padded : rows;
-  tile.x_stride = needs_padding_ ? padded_columns(matrix_.columns()) : rows_stride;
+  for (Tile& tile : tiles) {
+    tile.x = needs_padding_ ? tile.padded : rows + tile.first_row * rows_stride;
+    tile.x_stride = needs_padding_ ? padded_columns(matrix_.columns()) : rows_stride;
+  }
   return bad_row.found();
+}
+
+/// The lanes of one group, which are written for all rows of the tile at once.
+void Linear::prepare_lanes(const Tile& tile, const float* x, int64_t x_stride, int64_t group,
+                           LowestRow& bad_row) const {
+  alignas(64) int16_t quanta[kMaxTileRows * kGroupColumns] = {};
+  for (int row = 0; row < tile.sign.rows; ++row) {
+    if (!prepare_row(tile, x, x_stride, row, group, quanta + row * kGroupColumns))
+      bad_row.note(tile.first_row + row);
+  }
+  kernels_.build_lanes(quanta, tile.sign.lanes + group * kGroupColumns * kernels_.tile_rows);
 }
 
 /// Checks, pads and quantises one group of one row, as the matrix needs. Returns false if it is not finite.
@@ -314,33 +353,58 @@ void Linear::each_stretch(int64_t begin, int64_t end, F&& f) const {
   }
 }
 
-void Linear::multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const {
-  const auto& parts = matrix_.parts();
+/// Runs of a tile's items; of several tiles, one run after another is taken through all of them, so that its
+/// weights are read once, and the threads end within one run of one tile of each other.
+void Linear::multiply(ThreadPool& pool, std::span<const Tile> tiles, float* y, int64_t y_stride,
+                      Input* next) const {
   const Items all = items();
-  const Grain grain = grain_for(all, tile, pool.threads(), next);
-
+  if (tiles.size() == 1) {
+    const Grain grain = grain_for(all, tiles[0], pool.threads(), next);
+    return pool.parallel([&](Worker& worker) {
+      worker.each(all.count, grain, [&](int64_t begin, int64_t end) {
+        multiply_items(worker, begin, end, all.blocks, tiles[0], y, y_stride, next);
+      });
+    });
+  }
+  const auto count = static_cast<int64_t>(tiles.size());
+  const int64_t most = kRunBlocks / all.blocks,
+                least = std::min<int64_t>(kernels_.lane_blocks / all.blocks, most);
+  const int64_t run =
+      std::clamp(all.count * count / (kTogetherRuns * pool.threads()), std::max<int64_t>(least, 1), most);
+  const int64_t runs = (all.count + run - 1) / run;
   pool.parallel([&](Worker& worker) {
-    float* sums = worker_scratch(tile, worker);
-    float* workspace = sums + sum_floats();
-    worker.each(all.count, grain, [&](int64_t first_item, int64_t last_item) {
-      const int64_t last = last_item * all.blocks;
-      for (int64_t begin = first_item * all.blocks, end; begin < last; begin = end) {
-        end = std::min(begin + kRunBlocks, last);
-        multiply_blocks(begin, end, tile, sums, workspace);
-        if (activation_ == Activation::kSwiglu) {
-          const int64_t first = begin / 2 * kBlockRows;
-          const int64_t count = std::min((end - begin) / 2 * kBlockRows, parts[0].rows - first);
-          apply_swiglu(tile, sums, count);
-          write(tile, sums, first, count, y, y_stride);
-          for (int t = 0; next != nullptr && t < tile.sign.rows; ++t) next->prepare(t, first, count);
-        } else {
-          each_stretch(begin, end, [&](const Stretch& s) {
-            write(tile, sums + s.at, parts[s.part].first_row + s.row, s.rows, y, y_stride);
-          });
-        }
+    worker.each(runs * count, {1, count}, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t item = i / count * run;
+        multiply_items(worker, item, std::min(item + run, all.count), all.blocks,
+                       tiles[static_cast<size_t>(i % count)], y, y_stride, nullptr);
       }
     });
   });
+}
+
+void Linear::multiply_items(const Worker& worker, int64_t first_item, int64_t last_item, int64_t item_blocks,
+                            const Tile& tile, float* y, int64_t y_stride, Input* next) const {
+  const auto& parts = matrix_.parts();
+  float* sums = worker_scratch(tile, worker);
+  float* workspace = sums + sum_floats();
+  float* out = y + tile.first_row * y_stride;
+  const int64_t last = last_item * item_blocks;
+  for (int64_t begin = first_item * item_blocks, end; begin < last; begin = end) {
+    end = std::min(begin + kRunBlocks, last);
+    multiply_blocks(begin, end, tile, sums, workspace);
+    if (activation_ == Activation::kSwiglu) {
+      const int64_t first = begin / 2 * kBlockRows;
+      const int64_t count = std::min((end - begin) / 2 * kBlockRows, parts[0].rows - first);
+      apply_swiglu(tile, sums, count);
+      write(tile, sums, first, count, out, y_stride);
+      for (int t = 0; next != nullptr && t < tile.sign.rows; ++t) next->prepare(t, first, count);
+    } else {
+      each_stretch(begin, end, [&](const Stretch& s) {
+        write(tile, sums + s.at, parts[s.part].first_row + s.row, s.rows, out, y_stride);
+      });
+    }
+  }
 }
 
 /// out[t][r], rows kSumStride apart, for the blocks [begin, end) of the list, 64 rows each, adapters and all;
@@ -352,10 +416,12 @@ void Linear::multiply_blocks(int64_t begin, int64_t end, const Tile& tile, float
   const int64_t piece = tile.sign.rows > kFewRows ? end - begin : kFewBlocks;
   for (; begin < end; begin += piece, out += piece * kBlockRows) {
     const int64_t to = std::min(begin + piece, end);
-    each_stretch(begin, to, [&](const Stretch& s) { tile.adapters->prefetch(s.part, s.row, s.rows); });
+    each_stretch(begin, to, [&](const Stretch& s) {
+      tile.adapters->prefetch(tile.adapter_tile, s.part, s.row, s.rows);
+    });
     multiply_weights(begin, to, tile, out, workspace);
     each_stretch(begin, to, [&](const Stretch& s) {
-      tile.adapters->add(s.part, s.row, s.rows, out + s.at, kSumStride);
+      tile.adapters->add(tile.adapter_tile, s.part, s.row, s.rows, out + s.at, kSumStride);
     });
   }
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "cpu/linear_kernels.h"
 #include "cpu/lowest_row.h"
@@ -64,7 +65,15 @@ class Linear {
     float* workers;  // worker_floats() for each thread
     int64_t first_row;
     RowAdapters* adapters;
+    size_t adapter_tile;
     const RowNorm* norm;
+  };
+  /// Tiles that are prepared in one phase and multiplied in the next.
+  static constexpr size_t kMostTiles = 32;
+  struct Tiles {
+    size_t count = 0;
+    Tile list[kMostTiles];
+    std::span<Tile> all() { return {list, count}; }
   };
   /// Blocks of one part that follow one another in the list of all blocks.
   struct Stretch {
@@ -80,13 +89,17 @@ class Linear {
   };
   bool has_lanes() const { return needs_quanta_ && tile_rows_ > kernels_.table_rows; }
   bool by_lanes(int64_t rows, int threads) const;
+  bool go_together(int64_t rows) const;
+  int64_t rows_of_tile(int64_t left) const;
   size_t sum_floats() const;
   size_t workspace_floats() const;
   size_t normed_floats() const;
   size_t worker_floats() const;
   float* worker_scratch(const Tile& tile, const Worker& worker) const;
-  Tile tile_of(int64_t first_row, int64_t rows, std::byte* scratch) const;
-  int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, Tile& tile) const;
+  Tile tile_of(int64_t first_row, int64_t rows, std::byte* scratch, size_t index = 0) const;
+  int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, std::span<Tile> tiles) const;
+  void prepare_lanes(const Tile& tile, const float* x, int64_t x_stride, int64_t group,
+                     LowestRow& bad_row) const;
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
   bool prepare_tables(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group) const;
@@ -96,7 +109,9 @@ class Linear {
   const uint8_t* first_weights(const Worker& worker) const;
   template <class F>
   void each_stretch(int64_t begin, int64_t end, F&& f) const;
-  void multiply(ThreadPool& pool, const Tile& tile, float* y, int64_t y_stride, Input* next) const;
+  void multiply(ThreadPool& pool, std::span<const Tile> tiles, float* y, int64_t y_stride, Input* next) const;
+  void multiply_items(const Worker& worker, int64_t first_item, int64_t last_item, int64_t item_blocks,
+                      const Tile& tile, float* y, int64_t y_stride, Input* next) const;
   void multiply_blocks(int64_t begin, int64_t end, const Tile& tile, float* out, float* workspace) const;
   void multiply_weights(int64_t begin, int64_t end, const Tile& tile, float* out, float* workspace) const;
   void apply_swiglu(const Tile& tile, float* sums, int64_t count) const;
@@ -110,14 +125,16 @@ class Linear {
   bool accumulate_;
   bool one_stream_;         // the blocks of the two parts alternate in memory
   int tile_rows_;           // rows of the step that are multiplied together at most
+  size_t most_tiles_ = 1;   // that are prepared together
+  size_t tile_bytes_ = 0;   // of scratch, of one of them
   int64_t groups_;          // of activations, the last may be short
   bool needs_tables_[3]{};  // by weight bits
   bool needs_quanta_ = false;
   bool has_floats_ = false;
   bool needs_padding_ = false;  // float rows that end inside 16 columns
 
-  // Offsets into scratch.
-  size_t scales_ = 0, tables_[3]{}, offsets_[3]{}, lanes_ = 0, padded_ = 0, workers_ = 0;
+  // Offsets into scratch, which begins with each tile's own: scales, lanes and padded rows.
+  size_t scales_ = 0, lanes_ = 0, padded_ = 0, tables_[3]{}, offsets_[3]{}, workers_ = 0;
 };
 
 /// Few rows of x, prepared by the threads that write them while they have them at hand, so that the operation

@@ -66,6 +66,9 @@ bool RowAdapters::begin(size_t op) {
     }
   }
   if (items_.empty()) return false;
+  terms_.clear();
+  addends_.clear();
+  tiles_.clear();
   t_stride_ = parts * slots_->padded_rank();
   if (t_.size() < static_cast<size_t>(entries_ * t_stride_))
     t_.resize(static_cast<size_t>(entries_ * t_stride_));
@@ -90,10 +93,8 @@ void RowAdapters::project(Worker& worker, const float* x, int64_t x_stride) {
   });
 }
 
-void RowAdapters::begin_tile(int64_t first, int64_t count) {
-  first_row_ = first;
-  terms_.clear();
-  addends_.clear();
+size_t RowAdapters::begin_tile(int64_t first, int64_t count) {
+  const size_t first_addend = addends_.size();
   const auto before = [](const Row& r, int64_t row) { return r.row < row; };
   for (const Group& group : groups_) {
     const auto begin = std::lower_bound(group.rows.begin(), group.rows.end(), first, before);
@@ -117,11 +118,13 @@ void RowAdapters::begin_tile(int64_t first, int64_t count) {
       }
     }
   }
+  tiles_.push_back({first, first_addend, addends_.size()});
+  return tiles_.size() - 1;
 }
 
-void RowAdapters::prefetch(size_t part, int64_t first, int64_t count) const {
+void RowAdapters::prefetch(size_t tile, size_t part, int64_t first, int64_t count) const {
   const int64_t each = slots_->spec().type == AdapterType::kF16 ? 2 : 1;
-  for (const Addend& addend : addends_) {
+  for (const Addend& addend : addends_of(tiles_[tile])) {
     if (addend.part != part) continue;
     for (int j = 0; j < addend.terms; ++j) {
       const AdapterTerm& term = terms_[addend.first_term + static_cast<size_t>(j)];
@@ -131,16 +134,17 @@ void RowAdapters::prefetch(size_t part, int64_t first, int64_t count) const {
   }
 }
 
-void RowAdapters::add(size_t part, int64_t first, int64_t count, float* y, int64_t y_stride) const {
+void RowAdapters::add(size_t tile, size_t part, int64_t first, int64_t count, float* y,
+                      int64_t y_stride) const {
   const AdapterKernels& kernels = slots_->plan().tier().adapters;
   const float* t_of_part = t_.data() + static_cast<int64_t>(part) * slots_->padded_rank();
-  for (const Addend& addend : addends_) {
+  for (const Addend& addend : addends_of(tiles_[tile])) {
     if (addend.part != part) continue;
     const float* t[kAdapterRows];
     float* to[kAdapterRows];
     for (int i = 0; i < addend.count; ++i) {
       t[i] = t_of_part + addend.rows[i].entry * t_stride_;
-      to[i] = y + (addend.rows[i].row - first_row_) * y_stride;
+      to[i] = y + (addend.rows[i].row - tiles_[tile].first_row) * y_stride;
     }
     kernels.add(slots_->spec().type, terms_.data() + addend.first_term, addend.terms, first / 16,
                 (count + 15) / 16, t, t_stride_, addend.count, to);

@@ -33,15 +33,15 @@ class RowAdapters {
   /// for itself.
   void project(Worker& worker, const float* x, int64_t x_stride);
 
-  /// Begins a tile of the operation: rows [first, first + count) of the step.
-  void begin_tile(int64_t first, int64_t count);
+  /// Begins a tile of the operation: rows [first, first + count) of the step. Returns its number.
+  size_t begin_tile(int64_t first, int64_t count);
 
   /// Has the memory of B fetched, for what `add` will be called with.
-  void prefetch(size_t part, int64_t first, int64_t count) const;
+  void prefetch(size_t tile, size_t part, int64_t first, int64_t count) const;
 
   /// y += what the adapters of the tile's rows add to `count` rows of a part of the matrix from `first` (a
   /// multiple of 16) on. y has base = W x, to a multiple of 16 values.
-  void add(size_t part, int64_t first, int64_t count, float* y, int64_t y_stride) const;
+  void add(size_t tile, size_t part, int64_t first, int64_t count, float* y, int64_t y_stride) const;
 
  private:
   struct Row {
@@ -66,6 +66,13 @@ class RowAdapters {
     const Row* rows;
     int count;
   };
+  struct Tile {
+    int64_t first_row;
+    size_t first, last;  // of `addends_`
+  };
+  std::span<const Addend> addends_of(const Tile& tile) const {
+    return std::span(addends_).subspan(tile.first, tile.last - tile.first);
+  }
 
   const CpuAdapterSlots* slots_ = nullptr;
   std::vector<Group> groups_;
@@ -78,9 +85,9 @@ class RowAdapters {
   int64_t t_stride_ = 0;  // floats of an entry
   std::vector<float> t_;  // [entry][part][padded rank]
   std::vector<Item> items_;
-  int64_t first_row_ = 0;  // of the tile
   std::vector<AdapterTerm> terms_;
   std::vector<Addend> addends_;
+  std::vector<Tile> tiles_;
 };
 
 }  // namespace niwaki

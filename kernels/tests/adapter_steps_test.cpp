@@ -149,13 +149,19 @@ TEST(the_same_sequence_has_the_same_bits_whatever_adapters_run_beside_it) {
           advance(*device, plan, slots, running, rows);
         }
         for (size_t i = 0; i < 16; ++i) CHECK(together[i].logits == expected[i].logits);
-        // Two long prompts at once, in two tiles of rows.
-        std::vector<Sequence> pair = {sixteen_sequences(kLength)[0], sixteen_sequences(kLength)[1]};
-        std::vector<Sequence> third = {sixteen_sequences(kLength)[5]};
-        advance(*device, plan, slots, {&pair[0], &third[0], &pair[1]}, {kLength, kLength, kLength});
-        CHECK(pair[0].logits == expected[0].logits);
-        CHECK(pair[1].logits == expected[1].logits);
-        CHECK(third[0].logits == expected[5].logits);
+        // Long prompts at once, in several tiles of rows.
+        for (const std::vector<int>& some : {std::vector{0, 5, 1}, std::vector{0, 5, 1, 12}}) {
+          const int chunk = std::min(kLength, 64 / static_cast<int>(some.size()));
+          std::vector<Sequence> prompts;
+          std::vector<Sequence*> running;
+          for (const int i : some) prompts.push_back(sixteen_sequences(kLength)[static_cast<size_t>(i)]);
+          for (Sequence& s : prompts) running.push_back(&s);
+          advance(*device, plan, slots, running, std::vector<int>(some.size(), chunk));
+          if (chunk < kLength)
+            advance(*device, plan, slots, running, std::vector<int>(some.size(), kLength - chunk));
+          for (size_t i = 0; i < some.size(); ++i)
+            CHECK(prompts[i].logits == expected[static_cast<size_t>(some[i])].logits);
+        }
       }
     }
   }

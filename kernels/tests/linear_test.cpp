@@ -152,6 +152,32 @@ TEST(runs_of_many_blocks_agree) {
   }
 }
 
+TEST(tiles_that_go_together_agree) {
+  ThreadPool one(1), two(2), three(3);
+  constexpr int64_t kRows = 1100, kPiece = 11;  // more than one phase takes; a piece is less than a tile
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0_G128, DataType::kF16}) {
+    // More than a run of blocks, the last one short; odd columns are padded.
+    const int64_t out = 64 * 17 + 5, columns = type == DataType::kF16 ? 75 : 256;
+    const auto matrix = pack(two, {random_tensor(type, out, columns, 9)}, columns);
+    const auto x = random_activations(kRows, columns, 10);
+    std::vector<float> expected;
+    for (int64_t row = 0; row < kRows; row += kPiece) {
+      const std::vector<float> piece(x.begin() + row * columns, x.begin() + (row + kPiece) * columns);
+      const auto y = run(two, *available_tiers().back(), *matrix, Activation::kNone, kPiece, piece);
+      expected.insert(expected.end(), y.begin(), y.end());
+    }
+    for (const Tier* tier : available_tiers()) {
+      for (ThreadPool* pool : {&one, &two, &three}) {
+        for (const int64_t rows : {64, 96, 101, 130, 512, 1100}) {
+          if (rows > 130 && (pool != &two || tier == available_tiers().back())) continue;
+          const auto y = run(*pool, *tier, *matrix, Activation::kNone, rows, x);
+          CHECK(same_bits(y.data(), expected.data(), static_cast<size_t>(rows * out)));
+        }
+      }
+    }
+  }
+}
+
 TEST(threads_change_nothing) {
   ThreadPool one(1), two(2), three(3);
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ8_0}) {
@@ -272,18 +298,21 @@ TEST(swiglu_of_unequal_halves_is_refused) {
 TEST(the_lowest_row_that_is_not_finite_is_named) {
   ThreadPool pool(2);
   for (const DataType type : kAllTypes) {
-    const auto matrix = pack(pool, {random_tensor(type, 70, 384, 1)}, 384);
+    constexpr int64_t kOut = 512, kColumns = 384;
+    const auto matrix = pack(pool, {random_tensor(type, kOut, kColumns, 1)}, kColumns);
     for (const Tier* tier : available_tiers()) {
       for (const float bad : {NAN, INFINITY, -INFINITY}) {
-        for (const int64_t row : {0, 6, 21}) {
-          auto x = random_activations(24, 384, 1);
-          x[static_cast<size_t>(row * 384 + 383)] = bad;
-          x[static_cast<size_t>(22 * 384)] = bad;
-          const Linear linear(*tier, *matrix, Activation::kNone, false, 24);
+        for (const int64_t row : {0, 6, 21, 70}) {
+          const int64_t rows = row < 24 ? 24 : 72, last = rows - 2;
+          auto x = random_activations(rows, kColumns, 1);
+          x[static_cast<size_t>(row * kColumns + kColumns - 1)] = bad;
+          x[static_cast<size_t>(last * kColumns)] = bad;
+          const Linear linear(*tier, *matrix, Activation::kNone, false, rows);
           const Scratch scratch(linear.scratch_bytes(pool.threads()));
-          std::vector<float> y(24 * 70);
-          run_job(pool,
-                  [&] { CHECK(linear.run(pool, 24, x.data(), 384, y.data(), 70, scratch.data()) == row); });
+          std::vector<float> y(static_cast<size_t>(rows * kOut));
+          run_job(pool, [&] {
+            CHECK(linear.run(pool, rows, x.data(), kColumns, y.data(), kOut, scratch.data()) == row);
+          });
         }
       }
     }
