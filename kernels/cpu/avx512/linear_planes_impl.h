@@ -15,13 +15,16 @@ namespace {
 /// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
 constexpr int kAhead = 9216;
 
-/// Always inline: gcc takes a function that only prefetches for one without an effect, and drops its calls.
-__attribute__((always_inline)) inline void ask_for(const uint8_t* bytes, int count) {
+/// Asks for what follows the `count` bytes that are next to be used. Where it waits in the second level, the
+/// next `count` are asked for into the first: look-ups in turn would wait for each of their lines. Always
+/// inline: gcc takes a function that only prefetches for one without an effect, and drops its calls.
+__attribute__((always_inline)) inline void ask_ahead_of(const uint8_t* bytes, int count) {
   const auto* p = reinterpret_cast<const char*>(bytes);
   if (kStreamIntoFirstLevel) {
-    for (int i = 0; i < count; i += 64) _mm_prefetch(p + i, _MM_HINT_NTA);
+    for (int i = 0; i < count; i += 64) _mm_prefetch(p + kAhead + i, _MM_HINT_NTA);
   } else {
-    for (int i = 0; i < count; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+    for (int i = 0; i < count; i += 64) _mm_prefetch(p + kAhead + i, _MM_HINT_T1);
+    for (int i = 0; i < count; i += 64) _mm_prefetch(p + count + i, _MM_HINT_T0);
   }
 }
 
@@ -186,7 +189,7 @@ void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t bloc
       for (int q = 0; q < 4; ++q) totals[t][q] = _mm512_setzero_ps();
     }
     for (int64_t g = 0; g < scale_groups; ++g, block += layout.block_bytes()) {
-      ask_for(block + kAhead, layout.block_bytes());
+      ask_ahead_of(block, layout.block_bytes());
       const int64_t at = g / kParts * kRows, part = g % kParts;
       Sums sums[kRows][kBits];
       look_up<kBits, kTables, kRows>(
