@@ -5,10 +5,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
 #include "bench/read_memory.h"
+#include "cpu/page_memory.h"
 #include "cpu/thread_pool.h"
 #include "tests/job.h"
 #include "tests/mini_model.h"
@@ -130,7 +132,8 @@ int main(int argc, char** argv) {
   for (const int context : {64, 4096}) {
     const Step step = make_step(model, 1, 1, context);
     fill_context(*device, plan, model, step);
-    const std::vector<std::byte> memory(step_bytes(model, context), std::byte{1});
+    const PageMemory memory(step_bytes(model, context), PageSize::kHuge, "what is read");
+    std::memset(memory.data(), 1, memory.size());
     std::vector<double> steps, reads;
     for (int i = 0; i < 51; ++i) {
       // What was read last is in the caches.

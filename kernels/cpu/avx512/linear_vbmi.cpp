@@ -34,7 +34,7 @@ static_assert(kUnits * kUnitTableBytes == kVbmiTableBytes);
 /// Blocks of rows that share each load of a group's tables.
 constexpr int64_t kTogether = 4;
 /// Groups of a block that are asked for ahead of their use, into the second-level cache: the first one is
-/// busy with the tables.
+/// busy with the tables, and is asked for what comes next alone.
 constexpr int64_t kAheadGroups = 2;
 
 /// Which column of a unit bit i of every field stands for, the fields side by side: lanes 2 f and 2 f + 1 are
@@ -179,10 +179,14 @@ void multiply_rows(const uint8_t* weights, int64_t blocks, const SignTile& tile,
       const uint8_t* ahead =
           first + next * block_bytes + (next < tile.groups ? 0 : (count - 1) * block_stride);
       for (int64_t b = 0; b < count; ++b) {
-        for (int64_t i = 0; i < block_bytes; i += 64)
+        const uint8_t* block = first + b * block_stride + g * block_bytes;
+        const uint8_t* next_block =
+            b + 1 < count ? block + block_stride : block - b * block_stride + block_bytes;
+        for (int64_t i = 0; i < block_bytes; i += 64) {
           _mm_prefetch(reinterpret_cast<const char*>(ahead + b * block_stride + i), _MM_HINT_T1);
-        multiply_block<kRows>(first + b * block_stride + g * block_bytes,
-                              tile.tables[1] + static_cast<size_t>(g * kRows) * kVbmiTableBytes,
+          _mm_prefetch(reinterpret_cast<const char*>(next_block + i), _MM_HINT_T0);
+        }
+        multiply_block<kRows>(block, tile.tables[1] + static_cast<size_t>(g * kRows) * kVbmiTableBytes,
                               tile.offsets[1] + 2 * g * kRows, tile.scales + g * kRows, g == 0,
                               out + (begin + b) * kBlockRows, out_stride);
       }
