@@ -46,10 +46,17 @@ SampleResult Sampler::sample(const RowKernels& kernels, const float* logits, int
   const float* chosen_from = logits;
   if (adjusts) {
     adjust(spec, logits, vocabulary);
-    chosen_from = adjusted_.data();
-    best = kernels.argmax(chosen_from, vocabulary, &finite);
-    if (chosen_from[best] == -kInfinity) {
-      throw Error(ErrorCode::kInvalidArgument, what + ": the logit biases ban every token");
+    if (spec.temperature == 0 && adjusted_value(best, logits) >= true_max) {
+      // Nothing untouched is larger than the best, or as large with a lower id.
+      best = best_of_adjusted(best, logits);
+    } else {
+      all_.assign(logits, logits + vocabulary);
+      for (const auto& [token, value] : adjusted_) all_[static_cast<size_t>(token)] = value;
+      chosen_from = all_.data();
+      best = kernels.argmax(chosen_from, vocabulary, &finite);
+      if (chosen_from[best] == -kInfinity) {
+        throw Error(ErrorCode::kInvalidArgument, what + ": the logit biases ban every token");
+      }
     }
   }
   result.token = spec.temperature == 0
@@ -72,13 +79,14 @@ SampleResult Sampler::sample(const RowKernels& kernels, const float* logits, int
 }
 
 void Sampler::adjust(const SampleSpec& spec, const float* logits, int64_t vocabulary) {
-  adjusted_.assign(logits, logits + vocabulary);
+  adjusted_.clear();
+  places_.resize(static_cast<size_t>(vocabulary));
   // What leaves the range of float stays its end: no penalty makes an infinity, and only a bias bans.
   const auto clamp = [](float x) {
     return std::clamp(x, std::numeric_limits<float>::lowest(), std::numeric_limits<float>::max());
   };
   for (const auto& [token, bias] : spec.bias) {
-    float& x = adjusted_[static_cast<size_t>(token)];
+    float& x = adjusted(token, logits);
     x = bias == -kInfinity || x == -kInfinity ? -kInfinity : clamp(x + bias);
   }
 
@@ -88,7 +96,7 @@ void Sampler::adjust(const SampleSpec& spec, const float* logits, int64_t vocabu
     const int32_t token = history_[i];
     size_t end = i;
     while (end < history_.size() && history_[end] == token) ++end;
-    float& x = adjusted_[static_cast<size_t>(token)];
+    float& x = adjusted(token, logits);
     if (x != -kInfinity) {
       x = clamp(x > 0 ? x / spec.repetition_penalty : x * spec.repetition_penalty);
       x = clamp(x - spec.presence_penalty);
@@ -96,6 +104,34 @@ void Sampler::adjust(const SampleSpec& spec, const float* logits, int64_t vocabu
     }
     i = end;
   }
+}
+
+bool Sampler::is_adjusted(int64_t token) const {
+  const size_t place = places_[static_cast<size_t>(token)];
+  return place < adjusted_.size() && adjusted_[place].first == token;
+}
+
+float& Sampler::adjusted(int32_t token, const float* logits) {
+  uint32_t& place = places_[static_cast<size_t>(token)];
+  if (!is_adjusted(token)) {
+    place = static_cast<uint32_t>(adjusted_.size());
+    adjusted_.emplace_back(token, logits[token]);
+  }
+  return adjusted_[place].second;
+}
+
+float Sampler::adjusted_value(int64_t token, const float* logits) const {
+  return is_adjusted(token) ? adjusted_[places_[static_cast<size_t>(token)]].second : logits[token];
+}
+
+int64_t Sampler::best_of_adjusted(int64_t best, const float* logits) const {
+  float most = adjusted_value(best, logits);
+  for (const auto& [token, value] : adjusted_) {
+    if (value < most || (value == most && token > best)) continue;
+    best = token;
+    most = value;
+  }
+  return best;
 }
 
 void Sampler::select_top(const RowKernels& kernels, const float* logits, int64_t vocabulary, int64_t count) {

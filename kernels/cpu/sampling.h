@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/row_kernels.h"
@@ -18,7 +19,14 @@ class Sampler {
                       const SampleSpec& spec, int64_t position, const std::string& what);
 
  private:
+  /// Biases and penalties, of the few logits that they touch.
   void adjust(const SampleSpec& spec, const float* logits, int64_t vocabulary);
+  bool is_adjusted(int64_t token) const;
+  /// The token's value in adjusted_, which is its logit at first.
+  float& adjusted(int32_t token, const float* logits);
+  float adjusted_value(int64_t token, const float* logits) const;
+  /// The first of the largest among the adjusted values and `best`, which is that of all others.
+  int64_t best_of_adjusted(int64_t best, const float* logits) const;
   /// The `count` most likely tokens into candidates_, descending, ties to the lower id; never one of
   /// -infinity.
   void select_top(const RowKernels& kernels, const float* logits, int64_t vocabulary, int64_t count);
@@ -27,7 +35,9 @@ class Sampler {
   int32_t draw_from_candidates(const RowKernels& kernels, const float* logits, int64_t vocabulary, float max,
                                const SampleSpec& spec, double uniform);
 
-  std::vector<float> adjusted_;
+  std::vector<std::pair<int32_t, float>> adjusted_;
+  std::vector<uint32_t> places_;  // of tokens in adjusted_, where that has the token; else anything
+  std::vector<float> all_;        // logits, adjusted
   std::vector<float> weights_;
   std::vector<double> sums_;
   std::vector<int32_t> candidates_;

@@ -15,6 +15,7 @@ constexpr uint32_t kClosed = 0x100;
 constexpr uint32_t kEpoch = 0x200;  // one step of the epoch; wrapping is harmless
 constexpr uint32_t kCalls = 256;    // of Worker::each in a phase
 constexpr auto kSpin = std::chrono::microseconds(40);
+constexpr auto kLinger = std::chrono::milliseconds(1);  // more than the way from a step to the next
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -37,6 +38,17 @@ bool spin(Ready&& ready) {
       if (ready()) return true;
       pause();
     }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+/// Waits for `ready` a while longer, and lets every other thread go first; false if it did not come.
+template <class Ready>
+bool linger(Ready&& ready) {
+  const auto end = std::chrono::steady_clock::now() + kLinger;
+  do {
+    if (ready()) return true;
+    std::this_thread::yield();
   } while (std::chrono::steady_clock::now() < end);
   return false;
 }
@@ -172,7 +184,7 @@ void ThreadPool::follow(int index) {
       return stopping_.load(std::memory_order_relaxed) ||
              (!(state & kClosed) && (state & ~(kEpoch - 1)) != done);
     };
-    if (!spin(open)) {
+    if (!spin(open) && !linger(open)) {
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       while (!open()) state_.wait(state, std::memory_order_seq_cst);
       sleepers_.fetch_sub(1, std::memory_order_relaxed);

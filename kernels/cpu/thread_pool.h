@@ -76,7 +76,8 @@ class Worker {
 };
 
 /// A persistent pool. Jobs run one after another on thread 0, which leads the others through parallel phases.
-/// Between the phases of a job threads spin for a moment (a token is ~290 matrices); between jobs they sleep.
+/// Between the phases of a job threads spin for a moment (a token is ~290 matrices). Followers stay awake for
+/// a millisecond after it, so that the next step of a stream finds them; then they sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);

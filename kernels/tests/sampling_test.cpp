@@ -181,6 +181,32 @@ TEST(penalties_and_biases) {
   CHECK(sample({9, 3e38f, 4}, greedy).token == 1);  // no infinity
 }
 
+TEST(greedy_takes_the_first_of_the_largest_adjusted_logits) {
+  Random random(11);
+  int raised = 0, lowered = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const int64_t vocabulary = 1 + random.below(40);
+    const auto token = [&] { return static_cast<int32_t>(random.below(vocabulary)); };
+    std::vector<float> logits(static_cast<size_t>(vocabulary));
+    for (float& x : logits) x = static_cast<float>(random.below(7) - 3);  // ties, which halves keep
+    SampleSpec spec;
+    spec.presence_penalty = static_cast<float>(random.below(5) - 2) / 2;
+    spec.repetition_penalty = random.below(2) == 0 ? 1.0f : 2.0f;
+    for (int64_t n = random.below(6); n > 0; --n) spec.history.push_back(token());
+    for (int64_t n = random.below(6); n > 0; --n) {
+      const float by = static_cast<float>(random.below(9) - 4) / 2;
+      spec.bias.emplace_back(token(), vocabulary > 6 && by == -2 ? -INFINITY : by);
+    }
+    const std::vector<float> x = naive_adjusted(logits, spec);
+    const auto expected = std::max_element(x.begin(), x.end()) - x.begin();
+    const auto before = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    raised += expected != before && x[static_cast<size_t>(before)] == logits[static_cast<size_t>(before)];
+    lowered += x[static_cast<size_t>(before)] < logits[static_cast<size_t>(before)];
+    CHECK(sample(logits, spec).token == expected);
+  }
+  CHECK(raised > 200 && lowered > 200);
+}
+
 TEST(a_ban_of_everything_is_an_error) {
   SampleSpec spec;
   spec.bias = {{0, -INFINITY}, {1, -INFINITY}};
