@@ -1,16 +1,23 @@
 /**
- * The counts of a vitest JSON report: `{ passed, failed, skipped }`. A file that failed before any of its tests could
- * be counted (an import that throws, a failing hook) is one failure.
+ * The counts of a vitest JSON report, and what each failure is: `{ passed, failed, skipped, failures }`. A file that
+ * failed before any of its tests could be counted (an import that throws, a failing hook) is one failure.
  */
 export function countVitest(report) {
-  const brokenFiles = report.testResults.filter(
-    ({ status, assertionResults }) => status === "failed" && !assertionResults.some((test) => test.status === "failed"),
-  );
+  const failures = report.testResults.flatMap(({ name, status, message, assertionResults }) => {
+    const failed = assertionResults.filter((test) => test.status === "failed");
+    if (status === "failed" && failed.length === 0) return [`${name}: ${firstLine(message)}`];
+    return failed.map(({ fullName, failureMessages }) => `${fullName}: ${firstLine(failureMessages?.[0])}`);
+  });
   return {
     passed: report.numPassedTests,
-    failed: report.numFailedTests + brokenFiles.length,
+    failed: failures.length,
     skipped: report.numPendingTests + report.numTodoTests,
+    failures,
   };
+}
+
+function firstLine(message = "") {
+  return message.split("\n", 1)[0];
 }
 
 /** The counts of ctest's closing lines, or undefined when the output has none (it never got to run a test). */

@@ -1,9 +1,18 @@
 import { expect, it } from "vitest";
 import { countVitest, parseCtest, parseNodeTest, total } from "./counts.mjs";
 
-const file = (status, ...tests) => ({ status, assertionResults: tests.map((test) => ({ status: test })) });
+const file = (status, ...tests) => ({
+  name: "a.test.ts",
+  status,
+  message: status === "failed" ? "Error: broken\n  at a" : "",
+  assertionResults: tests.map((test, i) => ({
+    fullName: `test ${i}`,
+    status: test,
+    failureMessages: test === "failed" ? ["Error: 1 is not 2\n  at b"] : [],
+  })),
+});
 
-it("counts a vitest report, with files that broke outside their tests as failures", () => {
+it("counts a vitest report, with files that broke outside their tests as failures, and names these", () => {
   const report = {
     numPassedTests: 3,
     numFailedTests: 1,
@@ -16,7 +25,12 @@ it("counts a vitest report, with files that broke outside their tests as failure
       file("failed", "passed"),
     ],
   };
-  expect(countVitest(report)).toEqual({ passed: 3, failed: 3, skipped: 3 });
+  expect(countVitest(report)).toEqual({
+    passed: 3,
+    failed: 3,
+    skipped: 3,
+    failures: ["test 1: Error: 1 is not 2", "a.test.ts: Error: broken", "a.test.ts: Error: broken"],
+  });
 });
 
 it("reads the counts of ctest", () => {

@@ -21,8 +21,8 @@ const REPORTS = {
  * comes.
  *
  * @param environment variables for the tasks, those that turbo.json names
- * @returns one result for each task of each package: `{ name, passed, failed, skipped }`, and `reason` where a report
- *   says why tests were skipped
+ * @returns one result for each task of each package: `{ name, passed, failed, skipped }`, with the `failures` and the
+ *   `reason` why tests were skipped where a report says so
  */
 export async function runTasks(turbo, environment) {
   const packages = workspacePackages(ROOT);

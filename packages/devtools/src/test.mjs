@@ -36,6 +36,7 @@ function summarize(results) {
     if (result.failed > 0) note.push(`${result.failed} failed`);
     if (result.skipped > 0) note.push(`${result.skipped} skipped${result.reason ? ` (${result.reason})` : ""}`);
     console.log(`${state} ${result.name}: ${note.join(", ")}`);
+    for (const failure of result.failures ?? []) console.log(`       ${failure}`);
   }
   if (skipped > 0) console.log(`${skipped} skipped`);
   console.log(`${passed} passed, ${failed} failed`);
