@@ -7,7 +7,7 @@ import { type RandomModelShape, shapes } from "@niwaki/testing";
 import { machine } from "../machine.js";
 import { ReadBound } from "../memory/read-bound.js";
 import { cachedRandomModel, decodedBytes, outputDirectory, type ShapeName, shapeName } from "../models.js";
-import { outliers } from "../statistics.js";
+import { median, outliers } from "../statistics.js";
 import {
   FULL,
   LONG_CONTEXT,
@@ -62,6 +62,7 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
   for (const type of ["Q2_0", "Q2_0_G128"] as const)
     alone.set(`${ALONE} ${type}`, await prepare(`${ALONE}-${type}`, { ...shapes[ALONE], type }));
   const { setup: setupOfRows } = await prepare(ALONE, shapes[ALONE]);
+  const secondsByRows: number[][] = [];
 
   for (let round = 0; round < rounds; round++) {
     console.error(`round ${round + 1} of ${rounds} …`);
@@ -70,6 +71,7 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
       await measureBatch(setup, round, measured);
     }
     for (const { setup, measured } of alone.values()) await measureAlone(setup, round, measured);
+    await measureRows(setupOfRows, round, secondsByRows);
   }
   for (const name of long) {
     const prepared = compared.get(name);
@@ -77,9 +79,8 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
     console.error(`${LONG_CONTEXT} tokens of context, ${name} …`);
     await measureLong(prepared.setup, rounds, prepared.measured);
   }
-  console.error("steps of 1 to 64 rows …");
-  const seconds = await measureRows(setupOfRows);
   await bound.end();
+  const seconds = secondsByRows.map(median);
 
   const measuredOf = (models: Map<string, Prepared>) =>
     Object.fromEntries([...models].map(([name, { measured }]) => [name, measured]));

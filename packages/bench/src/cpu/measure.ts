@@ -1,6 +1,5 @@
 import { type EngineName, type EngineProcess, type Job, type Task, withEngines } from "../engines/engine.js";
 import type { ReadBound } from "../memory/read-bound.js";
-import { median } from "../statistics.js";
 
 /** How much is run. */
 export interface Workload {
@@ -9,17 +8,17 @@ export interface Workload {
   readonly batchTokens: number;
   /** How often in a round the engines decode in turn: memory changes its speed within seconds. */
   readonly turns: number;
-  /** How often every number of rows is timed. */
+  /** How often in a round every number of rows is timed. */
   readonly rowRepeats: number;
 }
 
-export const FULL: Workload = { decodeTokens: 64, promptTokens: 512, batchTokens: 16, turns: 3, rowRepeats: 5 };
+export const FULL: Workload = { decodeTokens: 64, promptTokens: 512, batchTokens: 16, turns: 3, rowRepeats: 3 };
 export const QUICK: Workload = { decodeTokens: 16, promptTokens: 128, batchTokens: 8, turns: 1, rowRepeats: 1 };
 
 export const BATCH = 16;
 export const LONG_CONTEXT = 4096;
 const LONG_TOKENS = 96;
-export const MOST_ROWS = 64;
+const MOST_ROWS = 64;
 
 /** What is measured of both engines: tokens a second, but for the seconds of loading. */
 export type Measure = "decode" | "prefill" | "batch" | "long" | "longKv8" | "load";
@@ -62,18 +61,25 @@ export async function measureOne(setup: Setup, round: number, into: Measured): P
       await decodeBesideReading(setup, ours, task, "decode", into);
       add(into.nodeLlamaCpp, "decode", await decode(theirs, task));
     }
-    const task = { prompts: 1, promptTokens, tokens: 1, seed: seed(round, turns) };
-    add(into.niwaki, "prefill", promptTokens / (await ours.run(task)).firstTokenSeconds);
-    add(into.nodeLlamaCpp, "prefill", promptTokens / (await theirs.run(task)).firstTokenSeconds);
+    await beforeAndAfter(ours, theirs, "prefill", into, async (engine, time) => {
+      const { firstTokenSeconds } = await engine.run({
+        prompts: 1,
+        promptTokens,
+        tokens: 1,
+        seed: seed(round, turns + time),
+      });
+      return promptTokens / firstTokenSeconds;
+    });
   });
 }
 
 /** Sixteen sequences that decode together after short prompts. */
 export async function measureBatch(setup: Setup, round: number, into: Measured): Promise<void> {
-  const task = { prompts: BATCH, promptTokens: 4, tokens: setup.workload.batchTokens, seed: seed(round, 0) };
+  const tokens = setup.workload.batchTokens;
   await compare(setup, { sequences: BATCH, contextTokens: 256 }, into, async (ours, theirs) => {
-    add(into.niwaki, "batch", await decode(ours, task));
-    add(into.nodeLlamaCpp, "batch", await decode(theirs, task));
+    await beforeAndAfter(ours, theirs, "batch", into, (engine, time) =>
+      decode(engine, { prompts: BATCH, promptTokens: 4, tokens, seed: seed(round, time) }),
+    );
   });
 }
 
@@ -108,19 +114,18 @@ export async function measureAlone(setup: Setup, round: number, into: Measured):
 }
 
 /** Seconds of a step of 1, 2, … 64 rows, the last of them with logits: the time of a prompt of so many tokens. */
-export async function measureRows(setup: Setup): Promise<number[]> {
+export async function measureRows(setup: Setup, round: number, into: number[][]): Promise<void> {
   const { rowRepeats } = setup.workload;
   const room = { sequences: 1, contextTokens: 2 * MOST_ROWS };
-  const seconds = Array.from({ length: MOST_ROWS }, () => [] as number[]);
   await withEngines([job(setup, "niwaki", room)], async ([ours]) => {
     for (let repeat = 0; repeat < rowRepeats; repeat++) {
       for (let rows = 1; rows <= MOST_ROWS; rows++) {
-        const task = { prompts: 1, promptTokens: rows, tokens: 1, seed: seed(repeat, rows) };
-        seconds[rows - 1]!.push((await ours.run(task)).firstTokenSeconds);
+        const task = { prompts: 1, promptTokens: rows, tokens: 1, seed: seed(round, MOST_ROWS * repeat + rows) };
+        into[rows - 1] ??= [];
+        into[rows - 1]!.push((await ours.run(task)).firstTokenSeconds);
       }
     }
   });
-  return seconds.map(median);
 }
 
 type Room = Pick<Job, "sequences" | "contextTokens">;
@@ -142,6 +147,19 @@ function compare(
     add(into.nodeLlamaCpp, "load", theirs.loaded.loadSeconds);
     return use(ours, theirs);
   });
+}
+
+/** Niwaki before and after the peer, whose turn takes many times as long: both meet the same minute. */
+async function beforeAndAfter(
+  ours: EngineProcess,
+  theirs: EngineProcess,
+  measure: Measure,
+  into: Measured,
+  run: (engine: EngineProcess, time: number) => Promise<number>,
+): Promise<void> {
+  add(into.niwaki, measure, await run(ours, 0));
+  add(into.nodeLlamaCpp, measure, await run(theirs, 0));
+  add(into.niwaki, measure, await run(ours, 1));
 }
 
 function shortTask({ workload }: Setup, round: number, turn: number): Task {
