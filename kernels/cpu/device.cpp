@@ -9,6 +9,7 @@
 #include <span>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "cpu/adapter_slots.h"
 #include "cpu/plan.h"
@@ -138,7 +139,8 @@ class CpuDevice final : public Device {
     });
   }
 
-  std::shared_ptr<Job> run(std::shared_ptr<Plan> plan, Step step, StepDone done) override {
+  std::shared_ptr<Job> run(std::shared_ptr<Plan> plan, Step step, StepDone done,
+                           SamplesReady ready) override {
     auto cpu_plan = own(std::move(plan));
     check_step(cpu_plan->spec(), step);
     if (step.adapter_slots != nullptr) {
@@ -148,13 +150,14 @@ class CpuDevice final : public Device {
     }
     auto job = std::make_shared<CpuJob>();
     enqueue([this, job, submitted = Clock::now(), plan = std::move(cpu_plan), step = std::move(step),
-             done = std::move(done)]() mutable {
+             done = std::move(done), ready = std::move(ready)]() mutable {
       StepResult result;
       const std::exception_ptr failure = failure_of([&] {
         start(*job, "the step");
+        const Clock::time_point begun = std::max(submitted, free_since_);
         result = plan->run(step, job->cancelled);
-        run_following(*plan, step, *job, result.samples);
-        result.waited = std::chrono::duration<double>(std::max(submitted, free_since_) - submitted).count();
+        result.waited = std::chrono::duration<double>(begun - submitted).count();
+        run_following(*plan, step, *job, begun, ready, result);
       });
       plan.reset();
       step.adapter_slots.reset();
@@ -190,10 +193,14 @@ class CpuDevice final : public Device {
     return cpu_slots;
   }
 
-  /// Runs the steps that follow `step`, which becomes one after the other; `samples` has those of the first.
-  static void run_following(CpuPlan& plan, Step& step, const CpuJob& job,
-                            std::vector<SampleResult>& samples) {
+  /// Runs the steps that follow `step`, which becomes one after the other; `result` is that of the first, and
+  /// in the end has the samples that were not handed over.
+  static void run_following(CpuPlan& plan, Step& step, const CpuJob& job, Clock::time_point begun,
+                            const SamplesReady& ready, StepResult& result) {
+    std::vector<SampleResult>& samples = result.samples;
     const size_t count = step.samples.size();
+    const std::chrono::duration<double> within(step.samples_within);
+    Clock::time_point handed_over = begun;
     for (int32_t left = step.following; left > 0; --left) {
       if (job.finished.load(std::memory_order_relaxed)) return;
       const auto chosen = std::span(samples).last(count);
@@ -202,6 +209,12 @@ class CpuDevice final : public Device {
         if (std::find(stop.begin(), stop.end(), chosen[i].token) != stop.end()) return;
       }
       become_following(step, chosen);
+      const auto now = Clock::now(), next_end = now + (now - begun);
+      if (ready && next_end - handed_over > within) {
+        ready(std::exchange(samples, {}), result.waited);
+        handed_over = now;
+      }
+      begun = now;
       StepResult next = plan.run(step, job.cancelled);
       std::move(next.samples.begin(), next.samples.end(), std::back_inserter(samples));
     }

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <future>
+#include <limits>
 #include <numeric>
 #include <thread>
 
@@ -207,6 +208,37 @@ TEST(steps_that_follow_choose_what_they_do_one_by_one) {
       while (expected[first].token != expected[i].token && expected[first].token != 299) first += 2;
       check(run(*device, plan, stops), first / 2 + 1);
     }
+  }
+}
+
+TEST(samples_of_steps_that_follow_are_handed_over_while_these_run) {
+  const auto device = open(2);
+  const auto plan = device->compile(make_spec(*device, {}));
+  const std::vector<SampleResult> expected = run(*device, plan, step_with(19)).samples;
+  const double forever = std::numeric_limits<double>::infinity();
+  for (const double within : {0.0, 20e-6, forever}) {
+    Step step = step_with(19);
+    step.samples_within = within;
+    std::vector<SampleResult> samples;
+    int times = 0;
+    std::promise<void> ended;
+    device->run(
+        plan, step,
+        [&](std::exception_ptr failure, StepResult result) {
+          CHECK(failure == nullptr && result.samples.size() >= 2);
+          samples.insert(samples.end(), result.samples.begin(), result.samples.end());
+          ended.set_value();
+        },
+        [&](std::vector<SampleResult> early, double waited) {
+          CHECK(!early.empty() && early.size() % 2 == 0 && waited >= 0);
+          samples.insert(samples.end(), early.begin(), early.end());
+          ++times;
+        });
+    ended.get_future().get();
+    CHECK(samples.size() == expected.size());
+    for (size_t i = 0; i < samples.size(); ++i) CHECK(samples[i].token == expected[i].token);
+    if (within == 0) CHECK(times == 19);
+    if (within == forever) CHECK(times == 0);
   }
 }
 

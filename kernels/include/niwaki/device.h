@@ -77,8 +77,12 @@ class Device {
                                                  std::shared_ptr<void> keep_alive, RowNormsDone done) = 0;
 
   using StepDone = std::function<void(std::exception_ptr, StepResult)>;
-  /// The step is checked at once (throws kInvalidArgument: a token, row, block or length out of range).
-  virtual std::shared_ptr<Job> run(std::shared_ptr<Plan> plan, Step step, StepDone done) = 0;
+  using SamplesReady = std::function<void(std::vector<SampleResult>, double waited)>;
+  /// The step is checked at once (throws kInvalidArgument: a token, row, block or length out of range). Where
+  /// steps follow, `ready` gets the samples of those that ran (Step::samples_within) while the next one is
+  /// about to; those of the last always come with `done`.
+  virtual std::shared_ptr<Job> run(std::shared_ptr<Plan> plan, Step step, StepDone done,
+                                   SamplesReady ready = nullptr) = 0;
 
   /// Any other work, in turn with loads and steps: `work` runs as a job of the pool and looks at `cancelled`
   /// when it likes.

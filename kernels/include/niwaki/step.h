@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -58,6 +59,9 @@ struct Step {
   /// other, is an output and has its sample, in the same order and without history, block tables reach as
   /// far, and logits are not wanted. The first step that chooses one of the stop tokens is the last.
   int32_t following = 0;
+  /// Seconds: where steps follow, samples are handed over before another step would make those of this time
+  /// more (Device::run).
+  double samples_within = std::numeric_limits<double>::infinity();
 };
 
 struct TokenLogprob {
@@ -72,7 +76,7 @@ struct SampleResult {
 };
 
 struct StepResult {
-  std::vector<SampleResult> samples;  // one per SampleSpec, of each of the steps that ran
+  std::vector<SampleResult> samples;  // one per SampleSpec, of each of the steps that were not handed over
   std::vector<float> logits;          // [outputs, vocabulary] if want_logits
   double waited = 0;                  // seconds until the device had done what was submitted before
 };

@@ -37,7 +37,8 @@ Napi::Value adapter_row_norms(const Napi::CallbackInfo& info);  // (device, slot
 // step.cpp
 Napi::Value run_plan(
     const Napi::CallbackInfo& info);  // (device, plan, tokens, sequences, outputs, samples, adapters,
-                                      //  adapterSlots, logits, following, callback) => job
+                                      //  adapterSlots, logits, following, samplesWithin, onSamples,
+                                      //  callback) => job
 
 // training.cpp
 Napi::Value compile_training(

@@ -55,19 +55,33 @@ void JobQueue::finish(uint32_t id) {
   if (found != jobs_.end() && found->second->job) found->second->job->finish();
 }
 
+// close() waits for the end of the job, so the thread-safe function is still there.
+void JobQueue::hand_over(PendingJob* job, std::unique_ptr<JobPart> part) {
+  signal_.NonBlockingCall(new Event{job, std::move(part)});
+}
+
 void JobQueue::complete(PendingJob* job) {
   // Under the lock, so that close() cannot return while this thread still uses the thread-safe function.
   std::lock_guard lock(mutex_);
-  signal_.NonBlockingCall(job);
+  signal_.NonBlockingCall(new Event{job, nullptr});
   --running_;
   idle_.notify_all();
 }
 
-void JobQueue::deliver(Napi::Env env, Napi::Function, JobQueue* queue, PendingJob* pending) {
+void JobQueue::deliver(Napi::Env env, Napi::Function, JobQueue* queue, Event* given) {
+  const std::unique_ptr<Event> event(given);
   if (env == nullptr) return;  // the environment is gone, and close() has freed the job
-  auto entry = queue->jobs_.extract(pending->id);
+  if (event->part) {
+    event->job->on_part.Call({event->part->value(env)});
+  } else {
+    queue->end(env, event->job);
+  }
+}
+
+void JobQueue::end(Napi::Env env, PendingJob* pending) {
+  auto entry = jobs_.extract(pending->id);
   const std::unique_ptr<PendingJob> job = std::move(entry.mapped());
-  if (queue->jobs_.empty()) queue->signal_.Unref(env);
+  if (jobs_.empty()) signal_.Unref(env);
   Napi::Value error = env.Null();
   Napi::Value result = env.Null();
   if (!job->error) {

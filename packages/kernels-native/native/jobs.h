@@ -12,6 +12,13 @@
 
 namespace niwaki::node {
 
+/// What a job hands over before it ends.
+class JobPart {
+ public:
+  virtual ~JobPart() = default;
+  virtual Napi::Value value(Napi::Env env) = 0;
+};
+
 /// A job whose callback `(error, result)` is owed to JavaScript. Lives on the JavaScript thread; only `error`
 /// and the result of a subclass are written by the device's thread, before it calls JobQueue::complete.
 class PendingJob {
@@ -23,6 +30,7 @@ class PendingJob {
   std::shared_ptr<Device> device;  // a device is never destroyed on its own thread
   std::shared_ptr<Job> job;
   Napi::FunctionReference callback;
+  Napi::FunctionReference on_part;  // (value); must not throw
   std::exception_ptr error;
 };
 
@@ -42,14 +50,22 @@ class JobQueue {
   /// Asks a job to stop, or to end with the step that runs; nothing happens if it has already ended.
   void cancel(uint32_t id);
   void finish(uint32_t id);
+  /// Any thread: the job, which goes on, has something for JavaScript.
+  void hand_over(PendingJob* job, std::unique_ptr<JobPart> part);
   /// Any thread: the job has ended, its result is in place.
   void complete(PendingJob* job);
 
  private:
-  static void deliver(Napi::Env env, Napi::Function, JobQueue* queue, PendingJob* job);
+  /// A part of a job, or its end.
+  struct Event {
+    PendingJob* job;
+    std::unique_ptr<JobPart> part;
+  };
+  static void deliver(Napi::Env env, Napi::Function, JobQueue* queue, Event* event);
+  void end(Napi::Env env, PendingJob* pending);
   void close();
 
-  using Signal = Napi::TypedThreadSafeFunction<JobQueue, PendingJob, &JobQueue::deliver>;
+  using Signal = Napi::TypedThreadSafeFunction<JobQueue, Event, &JobQueue::deliver>;
   Signal signal_;
   std::unordered_map<uint32_t, std::unique_ptr<PendingJob>> jobs_;  // JavaScript thread only
   uint32_t next_id_ = 1;

@@ -16,7 +16,8 @@
 //                                  number of stop tokens, history..., (token, bias)..., stop tokens...
 //   adapters, Float64Array, each   sequence, slot, weight
 //   result, Float64Array, each     token, logprob, number of top tokens, (token, logprob)...
-// A result is an array of it, the logits or null, and the milliseconds that the step waited.
+// A result is an array of it, the logits or null, and the milliseconds that the step waited; samples that are
+// handed over early are an array of them and these milliseconds.
 
 namespace niwaki::node {
 namespace {
@@ -106,6 +107,22 @@ Napi::Value write_logits(Napi::Env env, std::vector<float> logits) {
   return Napi::Float32Array::New(env, size, buffer.ArrayBuffer(), buffer.ByteOffset());
 }
 
+class EarlySamples final : public JobPart {
+ public:
+  EarlySamples(std::vector<SampleResult> samples, double waited)
+      : samples_(std::move(samples)), waited_(waited) {}
+  Napi::Value value(Napi::Env env) override {
+    auto parts = Napi::Array::New(env, 2);
+    parts.Set(uint32_t{0}, write_samples(env, samples_));
+    parts.Set(uint32_t{1}, 1000 * waited_);
+    return parts;
+  }
+
+ private:
+  std::vector<SampleResult> samples_;
+  double waited_;
+};
+
 class PendingStep final : public PendingJob {
  public:
   Napi::Value result(Napi::Env env) override {
@@ -131,22 +148,29 @@ Napi::Value run_plan(const Napi::CallbackInfo& info) {
             .samples = read_samples(span_of<Napi::Float64Array>(info[5])),
             .adapter_slots = info[7].IsNull() ? nullptr : unwrap<AdapterSlots>(info[7]),
             .want_logits = info[8].As<Napi::Boolean>().Value(),
-            .following = info[9].As<Napi::Number>().Int32Value()};
+            .following = info[9].As<Napi::Number>().Int32Value(),
+            .samples_within = info[10].As<Napi::Number>().DoubleValue() / 1000};
   read_adapters(span_of<Napi::Float64Array>(info[6]), step.sequences);
 
   auto pending = std::make_unique<PendingStep>();
   pending->device = unwrap<Device>(info[0]);
   pending->want_logits = step.want_logits;
-  pending->callback = Napi::Persistent(info[10].As<Napi::Function>());
+  const bool early = info[11].IsFunction();
+  if (early) pending->on_part = Napi::Persistent(info[11].As<Napi::Function>());
+  pending->callback = Napi::Persistent(info[12].As<Napi::Function>());
   auto plan = unwrap<Plan>(info[1]);
   return start_job(info.Env(), std::move(pending),
                    [&](PendingStep* job, const std::shared_ptr<JobQueue>& queue) {
-                     return job->device->run(std::move(plan), std::move(step),
-                                             [job, queue](std::exception_ptr error, StepResult result) {
-                                               job->error = error;
-                                               job->step = std::move(result);
-                                               queue->complete(job);
-                                             });
+                     const auto done = [job, queue](std::exception_ptr error, StepResult result) {
+                       job->error = error;
+                       job->step = std::move(result);
+                       queue->complete(job);
+                     };
+                     const auto ready = [job, queue](std::vector<SampleResult> samples, double waited) {
+                       queue->hand_over(job, std::make_unique<EarlySamples>(std::move(samples), waited));
+                     };
+                     return job->device->run(std::move(plan), std::move(step), done,
+                                             early ? Device::SamplesReady(ready) : nullptr);
                    });
 }
 

@@ -107,6 +107,8 @@ export interface Addon {
     adapterSlots: Handle<"AdapterSlots"> | null,
     logits: boolean,
     following: number,
+    samplesWithin: number,
+    onSamples: ((part: [samples: Float64Array, waited: number]) => void) | null,
     callback: Callback<[samples: Float64Array, logits: Float32Array | null, waited: number]>,
   ): JobId;
   compileTraining(

@@ -12,7 +12,7 @@ export { KernelError, type KernelErrorCode } from "./error.js";
 export { KvCache, KvLayer, type KvShape, type KvType } from "./kv-cache.js";
 export { MappedFile } from "./mapped-file.js";
 export { Matrix } from "./matrix.js";
-export { Plan } from "./plan.js";
+export { Plan, type RunOptions } from "./plan.js";
 export type { RopeOptions } from "./rope.js";
 export type { AdapterUse, SampleResult, SampleSpec, Step, StepResult, StepSequence, TokenLogprob } from "./step.js";
 export type { TensorSource } from "./tensor-source.js";

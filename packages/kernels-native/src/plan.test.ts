@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { cpuTiers, Device } from "./device.js";
-import type { Step } from "./step.js";
+import type { SampleResult, Step } from "./step.js";
 import { firstDifference } from "./test-bits.js";
 import { failure } from "./test-errors.js";
 import { referenceLogits, relativeError } from "./test-reference.js";
@@ -116,6 +116,43 @@ describe("Plan", () => {
     expect(late.samples).toEqual(expected.slice(0, 1));
     await occupied;
     plan.dispose();
+  });
+
+  it("gives samples early, while steps that follow run", async () => {
+    using model = await TinyModel.load(device, tinyWeights("Q1_0"));
+    const step = {
+      tokens: Int32Array.of(1, 2),
+      sequences: [{ rowCount: 2, contextLength: 2, blockTable: Int32Array.of(3, 4) }],
+      outputs: Int32Array.of(1),
+      samples: [{ output: 0, temperature: 1, seed: 3, logprobs: 1 }],
+      following: 20,
+    };
+    const { samples: expected } = await model.plan.run(step);
+    const early: SampleResult[][] = [];
+    const starts = new Set<number>();
+    const onSamples = (samples: SampleResult[], started: number) => {
+      early.push(samples);
+      starts.add(started);
+    };
+    const { samples, started } = await model.plan.run(step, { onSamples });
+    expect(early.map(({ length }) => length)).toEqual(Array(20).fill(1));
+    expect([...early.flat(), ...samples]).toEqual(expected);
+    expect([...starts]).toEqual([started]);
+    early.length = 0;
+    expect((await model.plan.run(step, { onSamples, samplesWithin: 60_000 })).samples).toEqual(expected);
+    expect((await model.plan.run({ ...step, following: 0 }, { onSamples })).samples).toEqual(expected.slice(0, 1));
+    expect(early).toEqual([]);
+
+    const reason = new Error("not that token");
+    let calls = 0;
+    const refuse = () => {
+      calls++;
+      throw reason;
+    };
+    await expect(model.plan.run(step, { onSamples: refuse })).rejects.toBe(reason);
+    expect(calls).toBe(1);
+    await failure("invalid-argument", () => model.plan.run(step, { onSamples: 5 as never }));
+    await failure("invalid-argument", () => model.plan.run(step, { onSamples, samplesWithin: -1 }));
   });
 
   it("copies the arrays of a step at the call", async () => {

@@ -86,7 +86,7 @@ export interface SampleResult {
 }
 
 export interface StepResult {
-  /** One for each of `Step.samples`, of each of the steps that ran. */
+  /** One for each of `Step.samples`, of each of the steps that ran, but for those that came before (`RunOptions`). */
   samples: SampleResult[];
   /** `[outputs, vocabulary]`, or null unless asked for. */
   logits: Float32Array | null;

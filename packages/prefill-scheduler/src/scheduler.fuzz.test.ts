@@ -196,7 +196,7 @@ class Simulation {
     let most = this.next(20);
     for (const { request } of chunks) most = Math.min(most, Math.max(0, request.generate - request.generated - 1));
     const waits = this.live.some((request) => !request.running || !chunks.some((chunk) => chunk.request === request));
-    const steps = this.scheduler.following(plan, most, 5 + this.next(200));
+    const steps = this.scheduler.following(plan, most);
     if (steps > 0 && (waits || steps > most)) expect.fail("steps follow that may not");
     for (const { request, end } of chunks) {
       if (request.blocks * this.limits.blockSize < end + steps) expect.fail("steps follow without their blocks");

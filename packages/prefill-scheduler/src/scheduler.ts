@@ -121,27 +121,20 @@ export class Scheduler<R extends Schedulable> {
   }
 
   /**
-   * Decode steps that may follow the plan's own at once, before anything is planned anew: what fits into `milliseconds`
-   * together with it, at most `most`. Their blocks are reserved; count what they compute with `append` and `advance`. None
-   * while a request waits or has no row in the plan, and none behind a prompt's rows.
+   * Decode steps that may follow the plan's own at once, before anything is planned anew: `most`, and their blocks are
+   * reserved; count what they compute with `append` and `advance`. None while a request waits or has no row in the plan, none
+   * behind a prompt's rows, and none without the blocks for all.
    * @throws SchedulerError `INVALID_ARGUMENT` for a `most` below 0.
    */
-  following(plan: StepPlan<R>, most: number, milliseconds: number): number {
+  following(plan: StepPlan<R>, most: number): number {
     checkInteger("most", most, 0);
-    const { chunks, tokens } = plan;
+    const { chunks } = plan;
     if (most === 0 || this.#waiting.size > 0 || chunks.length !== this.#running.length) return 0;
-    let attended = 0;
-    for (const { start, end, sample } of chunks) {
-      if (!sample || end - start !== 1) return 0;
-      attended += end;
-    }
-    const each = this.#costs.milliseconds(tokens, attended);
-    const steps = each === 0 ? 0 : Math.min(most, Math.floor(milliseconds / each) - 1);
-    if (steps <= 0) return 0;
+    if (!chunks.every(({ start, end, sample }) => sample && end - start === 1)) return 0;
     for (const { request, end } of chunks) {
-      if (!this.#blocks.reserve(this.#entry(request), end + steps)) return 0;
+      if (!this.#blocks.reserve(this.#entry(request), end + most)) return 0;
     }
-    return steps;
+    return most;
   }
 
   /**

@@ -1,7 +1,8 @@
-import type { Plan, Step, StepResult } from "@niwaki/kernels-native";
+import type { Plan, RunOptions, Step, StepResult } from "@niwaki/kernels-native";
 import { describe, expect, it } from "vitest";
 import { Engine } from "./engine.js";
 import type { EngineRequest, Sample } from "./engine-request.js";
+import type { StepRecord } from "./engine-statistics.js";
 import { checkSampling } from "./options.js";
 
 const BLOCKS = 12;
@@ -11,6 +12,8 @@ interface RunningStep {
   readonly step: Step;
   readonly signal: AbortSignal;
   readonly enough: AbortSignal;
+  /** Hands over the samples of so many steps; another runs. */
+  handOver(steps: number): void;
   end(following?: number): void;
   fail(error: unknown): void;
 }
@@ -20,21 +23,24 @@ class Kernels {
   readonly steps: RunningStep[] = [];
   readonly log: string[] = [];
 
-  run(step: Step, { signal, enough }: { signal: AbortSignal; enough: AbortSignal }): Promise<StepResult> {
+  run(step: Step, { signal, enough, onSamples }: Required<RunOptions>): Promise<StepResult> {
     this.log.push(`step ${this.steps.length}`);
     const tokens = Int32Array.from(step.tokens);
+    const started = performance.now();
+    let done = 0;
+    const samples = (steps: number) =>
+      Array.from({ length: steps }, () => {
+        done++;
+        return step.samples!.map(({ output }) => ({
+          token: tokens[step.outputs[output]!]! + done,
+          logprob: null,
+          top: [],
+        }));
+      }).flat();
     return new Promise((resolve, reject) => {
-      const end = (following = 0) => {
-        const samples = Array.from({ length: following + 1 }, (_, i) =>
-          step.samples!.map(({ output }) => ({
-            token: tokens[step.outputs[output]!]! + 1 + i,
-            logprob: null,
-            top: [],
-          })),
-        );
-        resolve({ samples: samples.flat(), logits: null, started: performance.now() - 1 });
-      };
-      this.steps.push({ step: { ...step, tokens }, signal, enough, end, fail: reject });
+      const handOver = (steps: number) => onSamples(samples(steps), started);
+      const end = (following = 0) => resolve({ samples: samples(following + 1), logits: null, started });
+      this.steps.push({ step: { ...step, tokens }, signal, enough, handOver, end, fail: reject });
     });
   }
 }
@@ -62,6 +68,7 @@ class Request implements EngineRequest {
 
 function make(blockCount = BLOCKS, burstMilliseconds = 0) {
   const kernels = new Kernels();
+  const records: StepRecord[] = [];
   const storage = { blockCount, blockBytes: 1, copyBlock() {}, readBlock: () => new Uint8Array(1), writeBlock() {} };
   const engine = new Engine(kernels as unknown as Plan, {
     vocabulary: 1000,
@@ -75,14 +82,14 @@ function make(blockCount = BLOCKS, burstMilliseconds = 0) {
     policy: "interleaved",
     targetMilliseconds: undefined,
     burstMilliseconds,
-    onStep: undefined,
+    onStep: (step) => records.push(step),
   });
   const ask = (promptIds: number[], tokens: number) => {
     const request = new Request(promptIds, tokens);
     engine.submit(request);
     return request;
   };
-  return { engine, kernels, ask };
+  return { engine, kernels, records, ask };
 }
 
 const settled = () => new Promise((resolve) => setImmediate(resolve));
@@ -145,7 +152,7 @@ describe("the engine's loop", () => {
 });
 
 describe("a burst of steps", () => {
-  /** An engine that knows what a step takes, and a request whose burst runs. */
+  /** A request whose burst runs. */
   async function bursting(tokens: number, blockCount = BLOCKS) {
     const made = make(blockCount, 60_000);
     const a = made.ask([10], tokens);
@@ -156,18 +163,17 @@ describe("a burst of steps", () => {
       await settled();
       return made.kernels.steps.at(-1)!;
     };
-    await end();
-    return { ...made, a, end, burst: await end() };
+    return { ...made, a, end, burst: made.kernels.steps[0]! };
   }
 
   it("is as long as the answer may be", async () => {
     const { engine, kernels, a, end, burst } = await bursting(10);
-    expect(kernels.steps.map(({ step }) => step.following)).toEqual([0, 0, 7]);
+    expect(kernels.steps.map(({ step }) => step.following)).toEqual([9]);
     expect(burst.step.sequences[0]!.blockTable.length).toBe(3);
-    await end(7);
+    await end(9);
     expect(a.got).toEqual([11, 12, 13, 14, 15, 16, 17, 18, 19, 20]);
     expect([kernels.steps.length, engine.statistics()]).toMatchObject([
-      3,
+      1,
       { steps: 10, computedTokens: 10, generatedTokens: 10, running: 0, cache: { usedBlocks: 0 } },
     ]);
   });
@@ -175,11 +181,11 @@ describe("a burst of steps", () => {
   it("is followed by another, from where it ended", async () => {
     const { a, end } = await bursting(40);
     const second = await end(15);
-    expect([tokensOf(second), second.step.sequences[0]!.contextLength]).toEqual([[28], 19]);
+    expect([tokensOf(second), second.step.sequences[0]!.contextLength]).toEqual([[26], 17]);
     expect(second.step.following).toBe(15);
     const third = await end(15);
-    expect([tokensOf(third), third.step.following]).toEqual([[44], 5]);
-    await end(5);
+    expect([tokensOf(third), third.step.following]).toEqual([[42], 7]);
+    await end(7);
     expect(a.got).toEqual(Array.from({ length: 40 }, (_, i) => 11 + i));
   });
 
@@ -189,13 +195,13 @@ describe("a burst of steps", () => {
     const b = ask([20, 21], 30);
     expect([burst.enough.aborted, burst.signal.aborted]).toEqual([true, false]);
     const both = await end(2);
-    expect([tokensOf(both), both.step.following, a.got]).toEqual([[15, 20, 21], 0, [11, 12, 13, 14, 15]]);
+    expect([tokensOf(both), both.step.following, a.got]).toEqual([[13, 20, 21], 0, [11, 12, 13]]);
     const together = await end();
-    expect([tokensOf(together), together.step.following]).toEqual([[16, 22], 15]);
+    expect([tokensOf(together), together.step.following]).toEqual([[14, 22], 15]);
     engine.cancel(b);
     expect([together.enough.aborted, together.signal.aborted]).toEqual([true, false]);
     const alone = await end(1);
-    expect([tokensOf(alone), a.got.length, b.got]).toEqual([[18], 8, [22]]);
+    expect([tokensOf(alone), a.got.length, b.got]).toEqual([[16], 6, [22]]);
     engine.cancel(a);
     expect(alone.signal.aborted).toBe(true);
     alone.fail(new Error("cancelled"));
@@ -208,7 +214,7 @@ describe("a burst of steps", () => {
     engine.endBurst();
     expect([burst.enough.aborted, burst.signal.aborted]).toEqual([true, false]);
     const next = await end();
-    expect([tokensOf(next), next.step.following, next.enough.aborted]).toEqual([[13], 15, false]);
+    expect([tokensOf(next), next.step.following, next.enough.aborted]).toEqual([[11], 15, false]);
   });
 
   it("goes on without those that ended in it", async () => {
@@ -219,7 +225,7 @@ describe("a burst of steps", () => {
     // A stop string, which the kernels know nothing of.
     b.onSample = ({ token }) => token < 24;
     const next = await end(6);
-    expect([tokensOf(next), a.got.at(-1)]).toEqual([[21], 21]);
+    expect([tokensOf(next), a.got.at(-1)]).toEqual([[19], 19]);
     await end(15);
     expect(a.got).toEqual(Array.from({ length: a.got.length }, (_, i) => 11 + i));
   });
@@ -241,6 +247,71 @@ describe("a burst of steps", () => {
     await settled();
     const next = kernels.steps.at(-1)!;
     expect([tokensOf(next), next.step.sequences[0]!.contextLength]).toEqual([[14], 5]);
+  });
+
+  it("hands over tokens while it runs", async () => {
+    const { engine, records, a, end, burst } = await bursting(40);
+    burst.handOver(1);
+    burst.handOver(3);
+    expect([a.got, burst.enough.aborted]).toEqual([[11, 12, 13, 14], false]);
+    expect(engine.statistics()).toMatchObject({ steps: 4, computedTokens: 4, generatedTokens: 4, running: 1 });
+    const second = await end(11);
+    expect([tokensOf(second), second.step.sequences[0]!.contextLength, a.got.length]).toEqual([[26], 17, 16]);
+    expect(records.map(({ number, steps, chunks }) => [number, steps, chunks[0]!.start])).toEqual([
+      [1, 1, 0],
+      [1, 3, 1],
+      [1, 12, 4],
+    ]);
+    for (const [i, { begun, planned, started }] of records.slice(1).entries())
+      expect([begun, planned, started]).toEqual(Array(3).fill(records[i]!.ended));
+  });
+
+  it("ends for the one that ends with a token handed over, whose blocks are held until then", async () => {
+    const { engine, ask, a, end } = await bursting(40);
+    const b = ask([20], 30);
+    await end();
+    const burst = await end();
+    b.onSample = ({ token }) => token < 23;
+    burst.handOver(1);
+    expect(burst.enough.aborted).toBe(false);
+    burst.handOver(1);
+    expect([burst.enough.aborted, burst.signal.aborted]).toEqual([true, false]);
+    expect(engine.statistics().cache.sequences).toBe(2);
+    const alone = await end(0);
+    expect([tokensOf(alone), alone.step.following, a.got.at(-1)]).toEqual([[15], 15, 15]);
+    expect(engine.statistics().cache.sequences).toBe(1);
+    a.onSample = () => false;
+    alone.handOver(1);
+    expect([alone.enough.aborted, alone.signal.aborted]).toEqual([true, true]);
+    alone.fail(new Error("cancelled"));
+    await settled();
+    expect([a.error, engine.statistics()]).toMatchObject([
+      undefined,
+      { running: 0, cache: { usedBlocks: 0, sequences: 0 } },
+    ]);
+  });
+
+  it("ends for a slow consumer, who gets what was computed for it if it reads in time", async () => {
+    const { a, end, burst } = await bursting(40);
+    const reads: (() => void)[] = [];
+    const take = a.onSample.bind(a);
+    a.onSample = (sample) => {
+      const goesOn = take(sample);
+      return new Promise((resolve) => reads.push(() => resolve(goesOn)));
+    };
+    burst.handOver(1);
+    expect(burst.enough.aborted).toBe(true);
+    reads.shift()!();
+    await settled();
+    burst.handOver(1);
+    expect(a.got).toEqual([11, 12]);
+    burst.handOver(1);
+    reads.shift()!();
+    await settled();
+    expect(a.got).toEqual([11, 12]);
+    a.onSample = take;
+    const next = await end(0);
+    expect([tokensOf(next), next.step.sequences[0]!.contextLength]).toEqual([[12], 3]);
   });
 
   it("is not begun without the blocks for it", async () => {

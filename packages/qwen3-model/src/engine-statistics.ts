@@ -3,6 +3,7 @@ import type { StepCost } from "@niwaki/prefill-scheduler";
 
 /** One step as it went. Times are milliseconds of `performance.now()`. */
 export interface StepRecord {
+  /** Steps that followed one another at once have one number, also where their tokens came in several parts, each with its record. */
   readonly number: number;
   /**
    * When its planning began and ended (mostly while the step before ran), when the kernels began and ended (what they did

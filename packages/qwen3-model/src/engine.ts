@@ -20,7 +20,7 @@ export interface EngineOptions {
   readonly policy: Policy;
   /** Milliseconds that a step with decode rows may take. */
   readonly targetMilliseconds: number | undefined;
-  /** Milliseconds of decode steps that may run without the engine between them. */
+  /** Milliseconds for which tokens of decode steps may be kept, to come together; 0: the engine is between all steps. */
   readonly burstMilliseconds: number;
   /** Told of every step when it has ended. */
   readonly onStep: ((step: StepRecord) => void) | undefined;
@@ -41,12 +41,16 @@ interface Running extends EngineStep {
   /** What is left of the plan. */
   readonly plan: StepPlan<Entry>;
   readonly result: Promise<StepResult>;
+  /** It and those that followed it, as far as their tokens came, and when the last of these ended. */
+  steps: number;
+  ended: number;
 }
 
-/** A step that ended, and is still to be reported. */
+/** Steps that ended, and are still to be reported. */
 interface Ended {
   readonly running: Running;
-  /** It, and those that followed it at once. */
+  /** Those of the burst before them. */
+  readonly before: number;
   readonly steps: number;
   readonly started: number;
   readonly ended: number;
@@ -62,9 +66,10 @@ interface Ended {
  *   engine  plan 1  plan 2       tokens 1  plan 3      tokens 2  plan 4
  * ```
  *
- * so that between two steps there is only what depends on the tokens: who goes on, and with which. Where nobody waits and
- * steps are short, several follow one another in the kernels, a burst, and their tokens come together: a token then costs
- * this thread, and the kernels that it takes a core from, a part of what it does one by one.
+ * so that between two steps there is only what depends on the tokens: who goes on, and with which. Where nobody waits, steps
+ * follow one another in the kernels, a burst, and do not wait for the engine. Their tokens come while the next ones run, those
+ * of short steps together: a token then costs this thread, and the kernels that it takes a core from, a part of what it does
+ * one by one.
  */
 export class Engine {
   readonly #plan: Plan;
@@ -150,12 +155,17 @@ export class Engine {
     const entry = this.#entries.get(request);
     if (entry === undefined) return;
     this.#remove(entry);
+    this.#cutShort();
+    this.#wake?.();
+  }
+
+  /** Somebody in the running step goes on no more: it is cancelled where that is everybody, and nothing follows it. */
+  #cutShort(): void {
     if (this.#running?.plan.chunks.every((chunk) => chunk.request.gone)) {
       this.#abort.abort();
       this.#abort = new AbortController();
     }
     this.endBurst();
-    this.#wake?.();
   }
 
   /** Cancels everything and waits for the step that runs. */
@@ -202,7 +212,10 @@ export class Engine {
     try {
       while (this.#entries.size > 0 || ended !== undefined) {
         const running = this.#start();
-        if (ended !== undefined) this.#report(ended);
+        if (ended !== undefined) {
+          this.#report(ended);
+          this.#scheduler.recycle(ended.running.prepared.plan);
+        }
         ended = undefined;
         if (running === undefined) {
           if (this.#entries.size > 0) await this.#change();
@@ -217,7 +230,8 @@ export class Engine {
           continue;
         }
         // From here to the start of the next step nothing is awaited: what consumers do comes after it.
-        ended = this.#deliver(running, result);
+        this.#stop();
+        ended = this.#deliver(running, result.samples, result.started);
         if (result.logits !== null) await this.#giveLogits(running, result.logits);
       }
       this.#kv.checkIntegrity();
@@ -248,9 +262,15 @@ export class Engine {
       const plan = withoutAbsent(prepared.plan);
       if (plan.tokens > 0) {
         const step = engineStep(plan, this.#following(plan));
-        const result = this.#plan.run(step.step, { signal: this.#abort.signal, enough: this.#enough.signal });
-        this.#running = { ...step, prepared, plan, result };
-        return this.#running;
+        const result = this.#plan.run(step.step, {
+          signal: this.#abort.signal,
+          enough: this.#enough.signal,
+          onSamples: (samples, started) => this.#deliverEarly(running, samples, started),
+          samplesWithin: this.#burstMilliseconds,
+        });
+        const running: Running = { ...step, prepared, plan, result, steps: 0, ended: 0 };
+        this.#running = running;
+        return running;
       }
       this.#scheduler.recycle(prepared.plan);
       if (isNew) return undefined;
@@ -261,10 +281,10 @@ export class Engine {
   /** Steps that may follow this one at once. */
   #following(plan: StepPlan<Entry>): number {
     // Somebody waits for a prefix, or for a consumer.
-    if (this.#entries.size > plan.chunks.length) return 0;
+    if (this.#burstMilliseconds === 0 || this.#entries.size > plan.chunks.length) return 0;
     let most = MOST_FOLLOWING;
     for (const { request } of plan.chunks) most = Math.min(most, request.mayFollow);
-    return this.#scheduler.following(plan, most, this.#burstMilliseconds);
+    return this.#scheduler.following(plan, most);
   }
 
   #planStep(): Prepared {
@@ -288,28 +308,40 @@ export class Engine {
     this.#prepared = this.#planStep();
   }
 
-  /** The tokens of a step: who goes on, and who ends. */
-  #deliver(running: Running, { samples, started }: StepResult): Ended {
+  /** Tokens of a burst that goes on, unless somebody does not. */
+  #deliverEarly(running: Running, samples: readonly Sample[], started: number): void {
+    this.#report(this.#deliver(running, samples, started));
+    if (running.sampled.some(({ gone, deciding }) => gone || deciding)) this.#cutShort();
+  }
+
+  /** The tokens of a step, or of several of a burst: who goes on, and who ends. */
+  #deliver(running: Running, samples: readonly Sample[], begun: number): Ended {
     const ended = performance.now();
-    const { plan, sampled } = running;
-    this.#stop();
-    for (const { request: entry, start, end } of plan.chunks) {
+    const { plan, sampled, steps: before } = running;
+    const started = before === 0 ? begun : running.ended;
+    for (const { request: entry, start, end } of before === 0 ? plan.chunks : []) {
       if (entry.gone) continue;
       entry.sequence.advance(end - start === 1 ? [entry.tokens[start]!] : entry.tokens.slice(start, end));
       const { sampling, onLogits } = entry.request;
       if (sampling === undefined && onLogits === undefined && end === entry.promptTokens) this.#end(entry);
     }
-    for (const [i, entry] of sampled.entries()) if (!entry.gone) this.#take(entry, samples[i]!);
-    // What followed computed the token chosen before, and chose the next. Who waits for a consumer computes it again.
-    for (let i = sampled.length; i < samples.length; i++) {
-      const entry = sampled[i % sampled.length]!;
-      if (entry.gone || entry.deciding) continue;
-      this.#scheduler.advance(entry, 1);
-      entry.sequence.advance([entry.tokens.at(-1)!]);
-      this.#take(entry, samples[i]!);
-    }
     const steps = sampled.length === 0 ? 1 : samples.length / sampled.length;
-    return { running, steps, started, ended, delivered: performance.now() };
+    for (const [i, sample] of samples.entries()) {
+      const of = i % sampled.length;
+      const entry = sampled[of]!;
+      if (entry.gone) continue;
+      const step = before + Math.floor(i / sampled.length);
+      if (step > 0) {
+        // It computed the token chosen before, and chose the next. Who waited for a consumer computes it again.
+        if (entry.deciding || entry.tokens.length !== plan.chunks[of]!.end + step) continue;
+        this.#scheduler.advance(entry, 1);
+        entry.sequence.advance([entry.tokens.at(-1)!]);
+      }
+      this.#take(entry, sample);
+    }
+    running.steps += steps;
+    running.ended = ended;
+    return { running, before, steps, started, ended, delivered: performance.now() };
   }
 
   async #giveLogits(running: Running, logits: Float32Array): Promise<void> {
@@ -349,25 +381,29 @@ export class Engine {
     entry.expecting = false;
   }
 
-  /** After the next step has started: what is known of this one. */
-  #report({ running, steps, started, ended, delivered }: Ended): void {
+  /** While the next step runs: what is known of this one. */
+  #report({ running, before, steps, started, ended, delivered }: Ended): void {
     const { plan, prepared } = running;
     this.#scheduler.observe(plan, (ended - started) / steps);
     this.#statistics.count({
       number: plan.number,
-      begun: prepared.begun,
-      planned: prepared.planned,
+      begun: before === 0 ? prepared.begun : started,
+      planned: before === 0 ? prepared.planned : started,
       started,
       ended,
       delivered,
       steps,
       rows: plan.tokens,
-      chunks: plan.chunks.map(({ request, start, end, sample }) => ({ request: request.id, start, end, sample })),
+      chunks: plan.chunks.map(({ request, start, end, sample }) => ({
+        request: request.id,
+        start: start + before,
+        end: end + before,
+        sample,
+      })),
       preempted: plan.preempted.map(({ id }) => id),
       waiting: this.#scheduler.waitingCount,
       freeBlocks: this.#kv.freeBlocks,
     });
-    this.#scheduler.recycle(prepared.plan);
   }
 
   /** Whatever was in the step failed with it; the rest goes on. */

@@ -43,8 +43,9 @@ export interface LoadOptions {
   /** Milliseconds between two tokens of an answer that prompts of others should not exceed; no limit if absent. */
   targetMilliseconds?: number;
   /**
-   * While nobody waits, tokens may be computed and come together that take so many milliseconds at most, which makes those
-   * of a small model up to a tenth faster; 0: one by one. 50 if absent, and no more than `targetMilliseconds`.
+   * While nobody waits, a token does not wait for the engine to take the one before, and tokens that take so many
+   * milliseconds at most come together, which makes those of a small model up to a tenth faster; 0: one by one. 50 if absent,
+   * and no more than `targetMilliseconds`.
    */
   burstMilliseconds?: number;
   /** The memory for adapters that run; taken when the first is loaded. */
