@@ -16,6 +16,11 @@ constexpr int64_t kFewBlocks = 2;
 /// Bytes of weights that are asked for with every group of activations that a few rows prepare: as much as
 /// the memory gives meanwhile.
 constexpr int kGroupAhead = 1024;
+/// The same, of one row that every thread prepares for itself, before it is normed.
+constexpr int kNormAhead = 8192;
+/// More threads than this share the preparing of one row: what each does alone would take longer than they
+/// wait for each other.
+constexpr int kAloneThreads = 4;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
 /// Rows of the step that are prepared together at most.
@@ -35,6 +40,13 @@ bool all_finite(const float* x, int64_t count) {
     bad |= static_cast<uint32_t>((bits & 0x7f800000u) == 0x7f800000u);
   }
   return bad == 0;
+}
+
+/// Asks for `bytes` of weights to come closer, past the end of a matrix too, where nothing is harmed. Returns
+/// what follows them.
+const uint8_t* ask_for(const uint8_t* weights, int bytes) {
+  for (int at = 0; at < bytes; at += 64) __builtin_prefetch(weights + at, 0, 2);
+  return weights + bytes;
 }
 
 }  // namespace
@@ -93,19 +105,34 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
   workers_ = reserve(0);
+  bytes = (sum_floats() + workspace_floats() + normed_floats()) * sizeof(float);
+  if (takes_norm()) {
+    alone_scales_ = reserve(groups * sizeof(float));
+    for (int bits = 1; bits <= 2; ++bits) {
+      if (!needs_tables_[bits]) continue;
+      alone_tables_[bits] = reserve(groups * kernels_.table_bytes(1, bits));
+      alone_offsets_[bits] = reserve(groups * 2 * sizeof(int32_t));
+    }
+  }
+  worker_bytes_ = bytes;
 }
 
 int64_t Linear::out_columns() const {
   return activation_ == Activation::kSwiglu ? matrix_.rows() / 2 : matrix_.rows();
 }
 
-/// A thread's own scratch: results, the kernels' workspace, and rows that it normed.
-size_t Linear::worker_floats() const {
-  return sum_floats() + workspace_floats() + normed_floats();
+/// A thread's own scratch: results, the kernels' workspace, rows that it normed, and a row that it prepared
+/// alone.
+std::byte* Linear::worker_scratch(const Tile& tile, const Worker& worker) const {
+  return tile.workers + static_cast<size_t>(worker.index()) * worker_bytes_;
 }
 
-float* Linear::worker_scratch(const Tile& tile, const Worker& worker) const {
-  return tile.workers + static_cast<size_t>(worker.index()) * worker_floats();
+float* Linear::worker_sums(const Tile& tile, const Worker& worker) const {
+  return reinterpret_cast<float*>(worker_scratch(tile, worker));
+}
+
+float* Linear::worker_normed(const Tile& tile, const Worker& worker) const {
+  return worker_sums(tile, worker) + sum_floats() + workspace_floats();
 }
 
 size_t Linear::sum_floats() const {
@@ -121,7 +148,7 @@ size_t Linear::normed_floats() const {
 }
 
 size_t Linear::scratch_bytes(int threads) const {
-  return workers_ + static_cast<size_t>(threads) * worker_floats() * sizeof(float);
+  return workers_ + static_cast<size_t>(threads) * worker_bytes_;
 }
 
 Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch, size_t index) const {
@@ -137,7 +164,7 @@ Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch
     tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + offsets_[bits]);
   }
   tile.padded = floats(own + padded_);
-  tile.workers = floats(scratch + workers_);
+  tile.workers = scratch + workers_;
   tile.first_row = first_row;
   return tile;
 }
@@ -176,6 +203,11 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
       tile.adapters = adapters;
       if (adapters != nullptr) tile.adapter_tile = adapters->begin_tile(first, count);
     }
+    const Tile& tile = tiles.list[0];
+    if (norm != nullptr && rows == 1 && tile.sign.lanes == nullptr && adapters == nullptr &&
+        pool.threads() <= kAloneThreads) {
+      return run_alone(pool, tile, x, y, y_stride, next);
+    }
     const int64_t bad_row = prepare(pool, x, x_stride, tiles.all());
     if (bad_row >= 0) return bad_row;
     multiply(pool, tiles.all(), y, y_stride, next);
@@ -198,6 +230,43 @@ void Linear::Input::prepare(int64_t row, int64_t first, int64_t count) {
   }
 }
 
+/// One row that every thread norms and prepares for itself before it begins to multiply: there is nothing to
+/// wait for, and no tables come from another core. Returns 0 if it is not finite, or -1.
+int64_t Linear::run_alone(ThreadPool& pool, const Tile& tile, const float* x, float* y, int64_t y_stride,
+                          Input* next) const {
+  const Items all = items();
+  const Grain grain = grain_for(all, tile, pool.threads(), next);
+  LowestRow bad_row;
+  pool.parallel([&](Worker& worker) {
+    const Tile own = alone_tile(tile, worker);
+    const uint8_t* weights = first_weights(worker);
+    if (weights != nullptr) weights = ask_for(weights, kNormAhead);
+    float* normed = worker_normed(tile, worker);
+    if (!row_kernels_.rms_norm(x, tile.norm->weight, tile.norm->eps, matrix_.columns(), normed))
+      bad_row.note(0);
+    for (int64_t group = 0; group < groups_; ++group) {
+      if (weights != nullptr) weights = ask_for(weights, kGroupAhead);
+      if (!prepare_tables(own, normed, 0, 0, group)) bad_row.note(0);
+    }
+    worker.each(all.count, grain, [&](int64_t begin, int64_t end) {
+      multiply_items(worker, begin, end, all.blocks, own, y, y_stride, next);
+    });
+  });
+  return bad_row.found();
+}
+
+/// The tile of one row, with scales, tables and offsets of the thread's own.
+Linear::Tile Linear::alone_tile(const Tile& tile, const Worker& worker) const {
+  std::byte* own = worker_scratch(tile, worker);
+  Tile alone = tile;
+  alone.sign.scales = reinterpret_cast<float*>(own + alone_scales_);
+  for (int bits = 1; bits <= 2; ++bits) {
+    alone.sign.tables[bits] = reinterpret_cast<uint8_t*>(own + alone_tables_[bits]);
+    alone.sign.offsets[bits] = reinterpret_cast<int32_t*>(own + alone_offsets_[bits]);
+  }
+  return alone;
+}
+
 /// Makes tiles of equal size ready. Returns the lowest row that is not finite, or -1.
 int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride,
                         std::span<Tile> tiles) const {
@@ -208,7 +277,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
     const float* x = rows;
     int64_t x_stride = rows_stride;
     if (first.norm != nullptr) {
-      float* normed = worker_scratch(first, worker) + sum_floats() + workspace_floats();
+      float* normed = worker_normed(first, worker);
       for (int row = 0; row < first.sign.rows; ++row) {
         if (!row_kernels_.rms_norm(rows + row * rows_stride, first.norm->weight, first.norm->eps,
                                    matrix_.columns(), normed + row * groups_ * kGroupColumns)) {
@@ -230,10 +299,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
           continue;
         }
         const int64_t group = i % tile_groups / tile.sign.rows, row = i % tile.sign.rows;
-        if (weights != nullptr && row == 0) {
-          for (int at = 0; at < kGroupAhead; at += 64) __builtin_prefetch(weights + at);
-          weights += kGroupAhead;  // past the end of a matrix nothing is harmed
-        }
+        if (weights != nullptr && row == 0) weights = ask_for(weights, kGroupAhead);
         if (!prepare_tables(tile, tile_x, x_stride, row, group)) bad_row.note(tile.first_row + row);
       }
     });
@@ -386,7 +452,7 @@ void Linear::multiply(ThreadPool& pool, std::span<const Tile> tiles, float* y, i
 void Linear::multiply_items(const Worker& worker, int64_t first_item, int64_t last_item, int64_t item_blocks,
                             const Tile& tile, float* y, int64_t y_stride, Input* next) const {
   const auto& parts = matrix_.parts();
-  float* sums = worker_scratch(tile, worker);
+  float* sums = worker_sums(tile, worker);
   float* workspace = sums + sum_floats();
   float* out = y + tile.first_row * y_stride;
   const int64_t last = last_item * item_blocks;

@@ -61,8 +61,8 @@ class Linear {
     SignTile sign;
     const float* x;  // rows for the float kernels: zero padded to a multiple of 16 columns
     int64_t x_stride;
-    float* padded;   // where they are padded, if they must be
-    float* workers;  // worker_floats() for each thread
+    float* padded;       // where they are padded, if they must be
+    std::byte* workers;  // worker_bytes_ for each thread
     int64_t first_row;
     RowAdapters* adapters;
     size_t adapter_tile;
@@ -94,9 +94,13 @@ class Linear {
   size_t sum_floats() const;
   size_t workspace_floats() const;
   size_t normed_floats() const;
-  size_t worker_floats() const;
-  float* worker_scratch(const Tile& tile, const Worker& worker) const;
+  std::byte* worker_scratch(const Tile& tile, const Worker& worker) const;
+  float* worker_sums(const Tile& tile, const Worker& worker) const;
+  float* worker_normed(const Tile& tile, const Worker& worker) const;
   Tile tile_of(int64_t first_row, int64_t rows, std::byte* scratch, size_t index = 0) const;
+  int64_t run_alone(ThreadPool& pool, const Tile& tile, const float* x, float* y, int64_t y_stride,
+                    Input* next) const;
+  Tile alone_tile(const Tile& tile, const Worker& worker) const;
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, std::span<Tile> tiles) const;
   void prepare_lanes(const Tile& tile, const float* x, int64_t x_stride, int64_t group,
                      LowestRow& bad_row) const;
@@ -135,6 +139,9 @@ class Linear {
 
   // Offsets into scratch, which begins with each tile's own: scales, lanes and padded rows.
   size_t scales_ = 0, lanes_ = 0, padded_ = 0, tables_[3]{}, offsets_[3]{}, workers_ = 0;
+  // Offsets into a thread's own, of a row that it prepares alone.
+  size_t alone_scales_ = 0, alone_tables_[3]{}, alone_offsets_[3]{};
+  size_t worker_bytes_ = 0;
 };
 
 /// Few rows of x, prepared by the threads that write them while they have them at hand, so that the operation
