@@ -54,7 +54,7 @@ KvType type_named(const std::string& name) {
 }
 
 /// Attention alone, in as many layers as fill the memory that is to be read.
-PlanSpec attention_of(const Shape& shape, const std::shared_ptr<KvCache>& kv,
+PlanSpec attention_of(const Shape& shape, const std::shared_ptr<CpuKvCache>& kv,
                       const std::shared_ptr<const Matrix>& table) {
   const int32_t out = shape.layout.heads * shape.layout.head_dim;
   enum : BufferId { kQkv, kAttention, kLogits };
@@ -92,13 +92,13 @@ int main(int argc, char** argv) {
     for (size_t i = 1; i < bits.size(); i += 18) bits[i] = 0x24;  // a scale of about 2^-6
     const std::vector<MatrixSource> source = {{"table", DataType::kQ1_0, tokens, bits.data()}};
     std::shared_ptr<const Matrix> table;
-    test::run_job(pool, [&] { table = Matrix::pack(source, width, pool, arena); });
+    test::run_job(pool, [&] { table = CpuMatrix::pack(source, width, pool, arena); });
 
     for (const int32_t context : {512, 2048, 4096, 8192}) {
       KvShape pages{1, l.kv_heads, l.head_dim, kBlockSize, context / kBlockSize, type_named(type)};
-      const size_t layer_bytes = KvCache(pages).bytes();
+      const size_t layer_bytes = CpuKvCache(pages).bytes();
       pages.layers = static_cast<int32_t>((kPagesBytes + layer_bytes - 1) / layer_bytes);
-      const auto kv = std::make_shared<KvCache>(pages);
+      const auto kv = std::make_shared<CpuKvCache>(pages);
       std::memset(kv->keys(0, 0, 0), 0x2c, kv->bytes());  // small numbers in every type
       CpuPlan plan(attention_of(shape, kv, table), tier, pool, nullptr);
 

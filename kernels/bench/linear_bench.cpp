@@ -13,7 +13,7 @@
 #include "bench/read_memory.h"
 #include "cpu/linear.h"
 #include "cpu/linear_kernels.h"
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
 #include "cpu/weight_memory.h"
@@ -49,7 +49,7 @@ constexpr Shape kShapes[] = {{6144, 4096, Activation::kNone},
                              {4096, 12288, Activation::kNone}};
 
 struct Bound {
-  std::shared_ptr<const Matrix> matrix;
+  std::shared_ptr<const CpuMatrix> matrix;
   std::unique_ptr<Linear> linear;
 };
 
@@ -103,7 +103,7 @@ int main(int argc, char** argv) {
           {"second", type, half, bytes.data() + static_cast<size_t>(half) * row_bytes(type, shape.columns)}};
       Bound bound;
       const double begun = now();
-      test::run_job(pool, [&] { bound.matrix = Matrix::pack(sources, shape.columns, pool, arena); });
+      test::run_job(pool, [&] { bound.matrix = CpuMatrix::pack(sources, shape.columns, pool, arena); });
       pack_seconds += now() - begun;
       bound.linear = std::make_unique<Linear>(tier, *bound.matrix, shape.activation, false, kMaxRows);
       file_bytes += static_cast<double>(bytes.size());

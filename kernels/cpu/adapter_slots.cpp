@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "cpu/linear.h"
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 #include "cpu/tier.h"
 #include "niwaki/error.h"
 
@@ -75,11 +75,11 @@ void CpuAdapterSlots::find_targets() {
     std::vector<int32_t>& of_parts = ops_.emplace_back();
     const auto* op = std::get_if<LinearOp>(&labeled.op);
     if (op == nullptr) continue;
-    for (const Matrix::Part& part : op->matrix->parts()) {
+    for (const CpuMatrix::Part& part : cpu_matrix(*op->matrix).parts()) {
       const auto found = targets_.find(part.name);
       of_parts.push_back(found == targets_.end() ? -1 : found->second);
       if (found == targets_.end()) continue;
-      const Matrix::Part*& tensor = tensors_[static_cast<size_t>(found->second)];
+      const CpuMatrix::Part*& tensor = tensors_[static_cast<size_t>(found->second)];
       if (tensor != nullptr && tensor != &part) refuse("the plan has two tensors called " + part.name);
       tensor = &part;
     }

@@ -78,7 +78,7 @@ class CpuAdapterSlots final : public AdapterSlots {
   const AdapterKernels& kernels_;
   std::unordered_map<std::string, int32_t> targets_;
   std::vector<Shape> shapes_;
-  std::vector<const Matrix::Part*> tensors_;  // of each target
+  std::vector<const CpuMatrix::Part*> tensors_;  // of each target
   std::vector<std::vector<int32_t>> ops_;
   PageMemory memory_;
   std::vector<AdapterPart> parts_;  // [slot][target]

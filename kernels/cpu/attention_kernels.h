@@ -2,7 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "niwaki/kv_cache.h"
+#include "cpu/kv_cache.h"
 
 namespace niwaki {
 

@@ -13,7 +13,7 @@
 
 #include "cpu/adapter_slots.h"
 #include "cpu/plan.h"
-#include "cpu/plan_check.h"
+#include "src/plan_check.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
 #include "cpu/weight_memory.h"
@@ -88,12 +88,16 @@ class CpuDevice final : public Device {
       std::shared_ptr<const Matrix> matrix;
       const std::exception_ptr failure = failure_of([&] {
         start(*job, "the load");
-        matrix = Matrix::pack(sources, columns, pool_, arena_);
+        matrix = CpuMatrix::pack(sources, columns, pool_, arena_);
       });
       keep_alive.reset();
       done(failure, std::move(matrix));
     });
     return job;
+  }
+
+  std::shared_ptr<KvCache> create_kv_cache(const KvShape& shape) override {
+    return std::make_shared<CpuKvCache>(shape);
   }
 
   std::shared_ptr<Plan> compile(PlanSpec spec) override {

@@ -2,7 +2,7 @@
 // after choosing its simd.h.
 #pragma once
 #include "cpu/simd.h"
-#include "niwaki/kv_cache.h"
+#include "cpu/kv_cache.h"
 
 namespace niwaki {
 namespace {

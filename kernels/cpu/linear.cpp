@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 #include "cpu/row_adapters.h"
 #include "cpu/row_kernels.h"
 #include "niwaki/error.h"
@@ -51,7 +51,7 @@ const uint8_t* ask_for(const uint8_t* weights, int bytes) {
 
 }  // namespace
 
-Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate,
+Linear::Linear(const Tier& tier, const CpuMatrix& matrix, Activation activation, bool accumulate,
                int64_t max_rows)
     : kernels_(tier.linear),
       row_kernels_(tier.rows),
@@ -67,7 +67,7 @@ Linear::Linear(const Tier& tier, const Matrix& matrix, Activation activation, bo
                     std::to_string(parts.size()) + " tensors and " + std::to_string(matrix.rows()) +
                     " rows.");
   }
-  for (const Matrix::Part& part : parts) {
+  for (const CpuMatrix::Part& part : parts) {
     if (is_sign_type(part.type)) {
       needs_quanta_ = needs_tables_[sign_layout(part.type).bits] = true;
     } else {
@@ -357,7 +357,7 @@ bool Linear::prepare_tables(const Tile& tile, const float* x, int64_t x_stride, 
 /// and the block of up rows beside it are one item.
 Linear::Items Linear::items() const {
   int64_t blocks = 0;
-  for (const Matrix::Part& part : matrix_.parts()) blocks += part.blocks();
+  for (const CpuMatrix::Part& part : matrix_.parts()) blocks += part.blocks();
   const int64_t of_item = activation_ == Activation::kSwiglu ? 2 : 1;
   return {blocks / of_item, of_item};
 }
@@ -496,12 +496,12 @@ void Linear::multiply_blocks(int64_t begin, int64_t end, const Tile& tile, float
 void Linear::multiply_weights(int64_t begin, int64_t end, const Tile& tile, float* out,
                               float* workspace) const {
   if (one_stream_) {
-    const Matrix::Part& part = matrix_.parts()[static_cast<size_t>(begin % 2)];
+    const CpuMatrix::Part& part = matrix_.parts()[static_cast<size_t>(begin % 2)];
     return kernels_.multiply_sign(part.type, part.block(begin / 2), end - begin, tile.sign, out, kSumStride,
                                   workspace);
   }
   each_stretch(begin, end, [&](const Stretch& s) {
-    const Matrix::Part& part = matrix_.parts()[s.part];
+    const CpuMatrix::Part& part = matrix_.parts()[s.part];
     float* sums = out + s.at;
     if (is_sign_type(part.type)) {
       return kernels_.multiply_sign(part.type, part.block(s.block), s.blocks, tile.sign, sums, kSumStride,

@@ -5,9 +5,9 @@
 
 #include "cpu/linear_kernels.h"
 #include "cpu/lowest_row.h"
+#include "cpu/matrix.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
-#include "niwaki/matrix.h"
 #include "niwaki/plan.h"
 
 namespace niwaki {
@@ -25,7 +25,7 @@ struct RowNorm {
 class Linear {
  public:
   /// Throws kInvalidArgument if the activation is SwiGLU and the matrix is not two tensors of equal rows.
-  Linear(const Tier& tier, const Matrix& matrix, Activation activation, bool accumulate, int64_t max_rows);
+  Linear(const Tier& tier, const CpuMatrix& matrix, Activation activation, bool accumulate, int64_t max_rows);
 
   /// Up to so many rows of the step wait for memory; they can take a norm on the way: every thread norms them
   /// for itself, which is sooner done than waiting for one that does it for all. Not for float tensors, which
@@ -124,7 +124,7 @@ class Linear {
 
   const LinearKernels& kernels_;
   const RowKernels& row_kernels_;
-  const Matrix& matrix_;
+  const CpuMatrix& matrix_;
   Activation activation_;
   bool accumulate_;
   bool one_stream_;         // the blocks of the two parts alternate in memory
@@ -166,7 +166,7 @@ class Linear::Input {
 };
 
 /// One row of a matrix, or of one of its parts, as floats (an embedding): columns() values.
-void copy_row(const Matrix& matrix, int64_t row, float* out);
-void copy_row(const Matrix::Part& part, int64_t row, float* out);
+void copy_row(const CpuMatrix& matrix, int64_t row, float* out);
+void copy_row(const CpuMatrix::Part& part, int64_t row, float* out);
 
 }  // namespace niwaki

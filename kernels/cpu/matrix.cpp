@@ -4,10 +4,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weight_memory.h"
 #include "niwaki/error.h"
+#include "src/matrix_check.h"
 
 namespace niwaki {
 namespace {
@@ -15,33 +16,6 @@ namespace {
 constexpr uint16_t kHalfExponent = 0x7c00;  // all ones: NaN or infinite
 constexpr int64_t kPackBlocks = 4;          // that a thread packs in one go
 constexpr size_t kPage = 4096;
-
-/// Whether no float, of `count` that lie `stride` bytes apart, has all bits of its exponent set.
-template <class Bits>
-inline bool all_finite(const uint8_t* p, int64_t count, int64_t stride, Bits exponent) {
-  uint32_t bad = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    Bits bits;
-    std::memcpy(&bits, p + i * stride, sizeof bits);
-    bad |= static_cast<uint32_t>((bits & exponent) == exponent);
-  }
-  return bad == 0;
-}
-
-/// Whether every float of a row (its scales, for the types that have them) is finite.
-bool row_is_finite(DataType type, const uint8_t* row, int64_t columns) {
-  const DataTypeInfo& t = info(type);
-  switch (type) {
-    case DataType::kF32:
-      return all_finite<uint32_t>(row, columns, 4, 0x7f800000u);
-    case DataType::kF16:
-      return all_finite<uint16_t>(row, columns, 2, kHalfExponent);
-    case DataType::kBF16:
-      return all_finite<uint16_t>(row, columns, 2, 0x7f80u);
-    default:
-      return all_finite<uint16_t>(row, columns / t.block, t.block_bytes, kHalfExponent);
-  }
-}
 
 /// Bytes 8 x 8, transposed: byte i of word j becomes byte j of word i.
 inline void transpose(uint64_t (&words)[8]) {
@@ -100,12 +74,12 @@ size_t row_stride(DataType type, int64_t columns) {
   return row_bytes(type, info(type).block == 1 ? padded_columns(columns) : columns);
 }
 
-size_t part_bytes(const Matrix::Part& part) {
+size_t part_bytes(const CpuMatrix::Part& part) {
   return is_sign_type(part.type) ? static_cast<size_t>(part.blocks()) * part.block_bytes()
                                  : static_cast<size_t>(part.rows) * part.row_stride;
 }
 
-/// Whether the blocks of the sources are to alternate: see Matrix::Part.
+/// Whether the blocks of the sources are to alternate: see CpuMatrix::Part.
 bool alternate(std::span<const MatrixSource> sources) {
   return sources.size() == 2 && is_sign_type(sources[0].type) && sources[0].type == sources[1].type &&
          sources[0].rows == sources[1].rows;
@@ -113,12 +87,12 @@ bool alternate(std::span<const MatrixSource> sources) {
 
 /// Packs block after block, of parts whose blocks alternate those beside each other: a page that the system
 /// gives at the first write, filled with zeros, is then written while it is in the caches.
-void pack_parts(std::span<const MatrixSource> sources, std::span<const Matrix::Part> parts,
+void pack_parts(std::span<const MatrixSource> sources, std::span<const CpuMatrix::Part> parts,
                 ThreadPool& pool) {
   std::vector<std::atomic<int64_t>> bad_rows(parts.size());
   for (std::atomic<int64_t>& bad_row : bad_rows) bad_row = INT64_MAX;
   const auto pack = [&](size_t p, int64_t block) {
-    const Matrix::Part& part = parts[p];
+    const CpuMatrix::Part& part = parts[p];
     const bool sign = is_sign_type(part.type);
     const size_t row_size = row_bytes(part.type, part.columns);
     const int64_t first = block * kBlockRows, count = std::min<int64_t>(kBlockRows, part.rows - first);
@@ -153,54 +127,37 @@ void pack_parts(std::span<const MatrixSource> sources, std::span<const Matrix::P
     });
   });
   for (size_t p = 0; p < parts.size(); ++p) {
-    const int64_t bad_row = bad_rows[p];
-    if (bad_row == INT64_MAX) continue;
-    throw Error(ErrorCode::kNonFinite,
-                "Tensor " + sources[p].name + ": row " + std::to_string(bad_row) +
-                    (info(sources[p].type).block > 1 ? " has a scale" : " has a weight") +
-                    " that is NaN or infinite. The file is damaged or was converted wrongly.");
+    if (bad_rows[p] != INT64_MAX) refuse_row(sources[p], bad_rows[p]);
   }
 }
 
 }  // namespace
 
-size_t Matrix::Part::block_bytes() const {
+size_t CpuMatrix::Part::block_bytes() const {
   if (!is_sign_type(type)) return kBlockRows * row_stride;
   const SignLayout layout = sign_layout(type);
   return static_cast<size_t>(columns / layout.columns * layout.block_bytes());
 }
 
-Matrix::Matrix() = default;
-Matrix::~Matrix() = default;
+CpuMatrix::CpuMatrix(std::span<const MatrixSource> sources, int64_t columns) : Matrix(sources, columns) {}
+CpuMatrix::~CpuMatrix() = default;
 
-std::shared_ptr<const Matrix> Matrix::pack(std::span<const MatrixSource> sources, int64_t columns,
-                                           ThreadPool& pool, WeightArena& arena) {
+std::shared_ptr<const CpuMatrix> CpuMatrix::pack(std::span<const MatrixSource> sources, int64_t columns,
+                                                 ThreadPool& pool, WeightArena& arena) {
   // Packed weights keep the file's byte order inside.
   static_assert(std::endian::native == std::endian::little);
-  if (sources.empty() || columns < 1)
-    throw Error(ErrorCode::kInvalidArgument, "A matrix has at least one row and column.");
-  for (const MatrixSource& source : sources) {
-    const DataTypeInfo& type = info(source.type);
-    if (source.rows < 1) throw Error(ErrorCode::kInvalidArgument, "Tensor " + source.name + " has no rows.");
-    if (columns % type.block != 0) {
-      throw Error(ErrorCode::kInvalidArgument, "Tensor " + source.name + ": rows of " +
-                                                   std::to_string(columns) +
-                                                   " weights are not a multiple of " + type.name +
-                                                   "'s block of " + std::to_string(type.block) + ".");
-    }
-  }
-  std::shared_ptr<Matrix> matrix(new Matrix());
-  matrix->columns_ = columns;
+  std::shared_ptr<CpuMatrix> matrix(new CpuMatrix(sources, columns));
+  int64_t rows = 0;
   std::vector<size_t> begins;
   size_t bytes = 0;
   for (const MatrixSource& source : sources) {
-    Part part{source.name, source.type, source.rows, columns, matrix->rows_, 0, 0, nullptr};
+    Part part{source.name, source.type, source.rows, columns, rows, 0, 0, nullptr};
     part.row_stride = row_stride(source.type, columns);
     part.block_stride = part.block_bytes() * (alternate(sources) ? 2 : 1);
     bytes = (bytes + 63) / 64 * 64;
     begins.push_back(part.alternates() ? begins.size() * part.block_bytes() : bytes);
     bytes += part_bytes(part);
-    matrix->rows_ += part.rows;
+    rows += part.rows;
     matrix->parts_.push_back(std::move(part));
   }
   matrix->memory_ = std::make_unique<const WeightMemory>(arena.allocate(bytes));
@@ -212,19 +169,17 @@ std::shared_ptr<const Matrix> Matrix::pack(std::span<const MatrixSource> sources
   return matrix;
 }
 
-size_t Matrix::bytes() const {
+size_t CpuMatrix::bytes() const {
   return memory_->bytes();
 }
 
-Vector::Vector(const std::string& name, std::span<const float> values)
-    : values_(values.begin(), values.end()) {
-  for (size_t i = 0; i < values_.size(); ++i) {
-    if (!std::isfinite(values_[i])) {
-      throw Error(ErrorCode::kNonFinite,
-                  "Tensor " + name + ": weight " + std::to_string(i) +
-                      " is NaN or infinite. The file is damaged or was converted wrongly.");
-    }
+const CpuMatrix& cpu_matrix(const Matrix& matrix) {
+  const auto* cpu = dynamic_cast<const CpuMatrix*>(&matrix);
+  if (cpu == nullptr) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "the matrix " + matrix.tensors()[0].name + " was loaded on another device");
   }
+  return *cpu;
 }
 
 }  // namespace niwaki

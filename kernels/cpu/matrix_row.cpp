@@ -2,7 +2,7 @@
 
 #include "cpu/float16.h"
 #include "cpu/linear.h"
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 
 namespace niwaki {
 namespace {
@@ -13,7 +13,7 @@ float load_half(const uint8_t* p) {
   return half_to_float(half);
 }
 
-void copy_sign_row(const Matrix::Part& part, int64_t row, float* out) {
+void copy_sign_row(const CpuMatrix::Part& part, int64_t row, float* out) {
   const SignLayout layout = sign_layout(part.type);
   const int in_block = static_cast<int>(row % kBlockRows);
   const int per_byte = 8 / layout.bits;
@@ -30,7 +30,7 @@ void copy_sign_row(const Matrix::Part& part, int64_t row, float* out) {
   }
 }
 
-void copy_float_row(const Matrix::Part& part, int64_t row, float* out) {
+void copy_float_row(const CpuMatrix::Part& part, int64_t row, float* out) {
   const uint8_t* p = part.block(row / kBlockRows) + static_cast<size_t>(row % kBlockRows) * part.row_stride;
   for (int64_t c = 0; c < part.columns; ++c) {
     uint16_t bits;
@@ -62,12 +62,12 @@ void copy_float_row(const Matrix::Part& part, int64_t row, float* out) {
 
 }  // namespace
 
-void copy_row(const Matrix::Part& part, int64_t row, float* out) {
+void copy_row(const CpuMatrix::Part& part, int64_t row, float* out) {
   is_sign_type(part.type) ? copy_sign_row(part, row, out) : copy_float_row(part, row, out);
 }
 
-void copy_row(const Matrix& matrix, int64_t row, float* out) {
-  for (const Matrix::Part& part : matrix.parts()) {
+void copy_row(const CpuMatrix& matrix, int64_t row, float* out) {
+  for (const CpuMatrix::Part& part : matrix.parts()) {
     if (row < part.rows) {
       copy_row(part, row, out);
       return;

@@ -7,8 +7,8 @@
 #include "cpu/adapter_slots.h"
 #include "cpu/attention_kernels.h"
 #include "cpu/lowest_row.h"
-#include "cpu/op_uses.h"
-#include "cpu/plan_check.h"
+#include "src/op_uses.h"
+#include "src/plan_check.h"
 #include "cpu/row_kernels.h"
 #include "niwaki/error.h"
 
@@ -34,14 +34,19 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
     if (const auto* op = std::get_if<LinearOp>(&labeled.op)) {
       const bool per_output = spec_.buffers[static_cast<size_t>(op->in)].per_output;
       try {
-        bound.linear = std::make_unique<Linear>(tier, *op->matrix, op->activation, op->accumulate,
+        bound.linear = std::make_unique<Linear>(tier, cpu_matrix(*op->matrix), op->activation, op->accumulate,
                                                 per_output ? spec_.max_outputs : spec_.max_rows);
       } catch (const Error& error) {
         throw Error(error.code, labeled.label + ": " + error.what());
       }
     } else if (const auto* op = std::get_if<RopeTableOp>(&labeled.op)) {
       bound.rope = std::make_unique<Rope>(op->rope, labeled.label);
+    } else if (const auto* op = std::get_if<EmbedOp>(&labeled.op)) {
+      cpu_matrix(*op->table);
+    } else if (const auto* op = std::get_if<KvStoreOp>(&labeled.op)) {
+      cpu_kv_cache(*op->kv);
     } else if (const auto* op = std::get_if<PagedAttentionOp>(&labeled.op)) {
+      cpu_kv_cache(*op->kv);
       const int64_t units = int64_t{attention_rows(op->layout)} * (op->layout.heads / op->layout.kv_heads);
       attention_floats =
           std::max(attention_floats, attention_scratch(units, op->layout.head_dim, spec_.block_size));
@@ -199,9 +204,10 @@ void CpuPlan::require_finite(int64_t first_bad, BufferId buffer, size_t op, cons
 }
 
 void CpuPlan::run_op(const EmbedOp& op, size_t) {
-  share(row_count(op.out), op.table->columns(), [&](int64_t begin, int64_t end) {
+  const CpuMatrix& table = cpu_matrix(*op.table);
+  share(row_count(op.out), table.columns(), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      copy_row(*op.table, step_->tokens[static_cast<size_t>(r)], at(op.out, r));
+      copy_row(table, step_->tokens[static_cast<size_t>(r)], at(op.out, r));
   });
 }
 

@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/kv_cache.h"
 #include "cpu/linear.h"
+#include "cpu/matrix.h"
 #include "cpu/page_memory.h"
 #include "cpu/rope.h"
 #include "cpu/row_adapters.h"
@@ -93,6 +95,10 @@ class CpuPlan final : public Plan {
   bool store_head(const KvStoreOp& op, int64_t row, int32_t head);
   void require_stored(int64_t first_bad, const KvStoreOp& op, size_t index) const;
   void norm(const RmsNormOp& op, size_t index);
+  template <class T>
+  static const CpuKvCache& pages_of(const T& op) {  // of this device, as was checked
+    return static_cast<const CpuKvCache&>(*op.kv);
+  }
   StepResult finish(const std::atomic<bool>& cancelled);
 
   /// Shares items among the threads; `work` is the floats that an item goes through.

@@ -77,9 +77,9 @@ bool CpuPlan::store_head(const KvStoreOp& op, int64_t row, int32_t head) {
   const float* key = at(op.qkv, row) + int64_t{l.heads + head} * l.head_dim;
   const float* value = key + int64_t{l.kv_heads} * l.head_dim;
   const bool key_fits = tier_.attention.store_key(key, l.head_dim, shape.block_size, slot, shape.type,
-                                                  op.kv->keys(op.layer, block, head));
+                                                  pages_of(op).keys(op.layer, block, head));
   const bool value_fits = tier_.attention.store_value(value, l.head_dim, shape.block_size, slot, shape.type,
-                                                      op.kv->values(op.layer, block, head));
+                                                      pages_of(op).values(op.layer, block, head));
   return key_fits && value_fits;
 }
 
@@ -148,8 +148,8 @@ void CpuPlan::attend(const PagedAttentionOp& op, const HeadShares& shares, int64
   tile.head_dim = l.head_dim;
   tile.first_position = first.position;
   tile.block_table = table_of(first);
-  tile.layer = op.kv->layer(op.layer);
-  tile.layout = op.kv->layout();
+  tile.layer = pages_of(op).layer(op.layer);
+  tile.layout = pages_of(op).layout();
   tile.kv_head = item.kv_head;
   tile.block_size = shape.block_size;
   tile.type = shape.type;

@@ -4,7 +4,7 @@
 
 #include "cpu/attention_kernels.h"
 #include "cpu/tier.h"
-#include "niwaki/kv_cache.h"
+#include "cpu/kv_cache.h"
 #include "tests/check.h"
 #include "tests/random.h"
 
@@ -76,7 +76,7 @@ class Bench {
   /// time.
   std::vector<std::vector<float>> run(const AttentionKernels& kernels, int tile_rows) {
     // Every slot holds NaN until it is written, and a tile is written just before it attends.
-    KvCache kv({1, shape_.kv_heads, shape_.head_dim, shape_.block_size, blocks_, shape_.type});
+    CpuKvCache kv({1, shape_.kv_heads, shape_.head_dim, shape_.block_size, blocks_, shape_.type});
     std::memset(kv.keys(0, 0, 0), 0xff, kv.bytes());
     const int group = shape_.heads / shape_.kv_heads, dim = shape_.head_dim, block = shape_.block_size;
     const KvType type = shape_.type;

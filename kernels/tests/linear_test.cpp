@@ -29,7 +29,7 @@ class Scratch {
   std::byte* data_;
 };
 
-std::vector<float> run(ThreadPool& pool, const Tier& tier, const Matrix& matrix, Activation activation,
+std::vector<float> run(ThreadPool& pool, const Tier& tier, const CpuMatrix& matrix, Activation activation,
                        int64_t rows, const std::vector<float>& x, bool accumulate = false) {
   const Linear linear(tier, matrix, activation, accumulate, rows);
   const Scratch scratch(linear.scratch_bytes(pool.threads()));

@@ -5,7 +5,7 @@
 
 #include "check.h"
 #include "cpu/linear.h"
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 #include "cpu/weight_memory.h"
 #include "niwaki/error.h"
 #include "tensors.h"
@@ -89,7 +89,7 @@ TEST(blocks_of_gate_and_up_alternate) {
       const std::vector<Tensor> tensors = {random_tensor(c.gate, rows, 384, 1),
                                            random_tensor(c.up, rows + c.more, 384, 2)};
       const auto matrix = pack(pool, tensors, 384);
-      const Matrix::Part &gate = matrix->parts()[0], &up = matrix->parts()[1];
+      const CpuMatrix::Part &gate = matrix->parts()[0], &up = matrix->parts()[1];
       CHECK(gate.alternates() == c.alternate && up.alternates() == c.alternate);
       CHECK(gate.first_row == 0 && up.first_row == rows);
       // Wherever the blocks lie, they fill the memory once.
@@ -164,7 +164,7 @@ TEST(a_row_length_that_does_not_fit_the_type_is_refused) {
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"blk.1.attn_k.weight", DataType::kQ1_0, 1, &byte}};
   const std::string message = error_of(
-      ErrorCode::kInvalidArgument, [&] { run_job(pool, [&] { Matrix::pack(sources, 192, pool, arena); }); });
+      ErrorCode::kInvalidArgument, [&] { run_job(pool, [&] { CpuMatrix::pack(sources, 192, pool, arena); }); });
   CHECK(contains(message, "blk.1.attn_k.weight"));
   CHECK(contains(message, "192"));
 }
@@ -175,7 +175,7 @@ TEST(more_memory_than_there_can_be_is_an_error) {
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"huge", DataType::kF32, int64_t{1} << 44, &byte}};
   error_of(ErrorCode::kOutOfMemory,
-           [&] { run_job(pool, [&] { Matrix::pack(sources, 1 << 12, pool, arena); }); });
+           [&] { run_job(pool, [&] { CpuMatrix::pack(sources, 1 << 12, pool, arena); }); });
 }
 
 TEST(a_vector_must_be_finite) {

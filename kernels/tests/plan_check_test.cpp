@@ -1,10 +1,11 @@
-#include "cpu/plan_check.h"
+#include "src/plan_check.h"
 
 #include <cmath>
 #include <functional>
 #include <limits>
 
 #include "niwaki/error.h"
+#include "cpu/kv_cache.h"
 #include "tests/check.h"
 #include "tests/mini_model.h"
 
@@ -288,7 +289,7 @@ TEST(what_steps_that_follow_need) {
 TEST(kv_caches) {
   const auto refused = [](KvShape shape, ErrorCode code) {
     try {
-      KvCache cache(shape);
+      CpuKvCache cache(shape);
       return false;
     } catch (const Error& error) {
       return error.code == code;
@@ -301,18 +302,18 @@ TEST(kv_caches) {
   CHECK(refused({1, 1, 16, 16, 0, KvType::kF16}, ErrorCode::kInvalidArgument));
   CHECK(refused({1, 1, 16, 16, 1, static_cast<KvType>(3)}, ErrorCode::kInvalidArgument));
   CHECK(refused({1 << 30, 1 << 30, 1 << 30, 1 << 30, 1 << 30, KvType::kF32}, ErrorCode::kOutOfMemory));
-  const KvCache cache({2, 3, 32, 16, 5, KvType::kF16});
+  const CpuKvCache cache({2, 3, 32, 16, 5, KvType::kF16});
   CHECK(cache.bytes() == 2u * 3 * 32 * 16 * 5 * 2 * 2);
   CHECK(cache.keys(0, 0, 0) == cache.layer(0) &&
         cache.values(1, 4, 2) + 32 * 16 * 2 == cache.layer(0) + cache.bytes());
-  const KvCache integers({2, 3, 32, 16, 5, KvType::kQ8});
+  const CpuKvCache integers({2, 3, 32, 16, 5, KvType::kQ8});
   CHECK(integers.bytes() == 2u * 3 * (32 + 4) * 16 * 5 * 2);  // a scale for each token
   CHECK(integers.keys(0, 1, 0) == integers.keys(0, 0, 0) + (32 + 4) * 16);
 }
 
 TEST(pages_lie_in_runs_and_never_overlap) {
   for (const int32_t blocks : {1, 5, 64, 130, 200}) {
-    const KvCache cache({2, 3, 128, 16, blocks, KvType::kF16});  // pages of 4 KB: runs of 64 blocks
+    const CpuKvCache cache({2, 3, 128, 16, blocks, KvType::kF16});  // pages of 4 KB: runs of 64 blocks
     constexpr int64_t kPage = 128 * 16 * 2;
     std::vector<bool> taken(cache.bytes() / kPage);
     const auto take = [&](const std::byte* page) {

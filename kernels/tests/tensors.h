@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "cpu/float16.h"
+#include "cpu/matrix.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weight_memory.h"
 #include "job.h"
 #include "niwaki/data_type.h"
-#include "niwaki/matrix.h"
 #include "random.h"
 
 namespace niwaki::test {
@@ -88,13 +88,13 @@ inline std::vector<float> random_activations(int64_t rows, int64_t columns, uint
   return Random(seed).normals(static_cast<size_t>(rows * columns));
 }
 
-inline std::shared_ptr<const Matrix> pack(ThreadPool& pool, const std::vector<Tensor>& tensors,
+inline std::shared_ptr<const CpuMatrix> pack(ThreadPool& pool, const std::vector<Tensor>& tensors,
                                           int64_t columns) {
   std::vector<MatrixSource> sources;
   for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
-  std::shared_ptr<const Matrix> matrix;
+  std::shared_ptr<const CpuMatrix> matrix;
   WeightArena arena;
-  run_job(pool, [&] { matrix = Matrix::pack(sources, columns, pool, arena); });
+  run_job(pool, [&] { matrix = CpuMatrix::pack(sources, columns, pool, arena); });
   return matrix;
 }
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "cpu/linear_kernels.h"
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
@@ -42,7 +42,7 @@ void transpose(const float* from, int64_t rows, int64_t rank, float* to) {
 
 }  // namespace
 
-LoraLinear::LoraLinear(const TrainingKernels& kernels, const Matrix& matrix,
+LoraLinear::LoraLinear(const TrainingKernels& kernels, const CpuMatrix& matrix,
                        const std::vector<LoraSpec>& adapters, LoraParameters& parameters)
     : kernels_(kernels), matrix_(matrix), parameters_(parameters) {
   const auto require = [](bool ok, const std::string& what) {
@@ -73,7 +73,7 @@ int64_t LoraLinear::thread_floats() const {
 }
 
 WeightBlock LoraLinear::block(size_t part, int64_t index) const {
-  const Matrix::Part& p = matrix_.parts()[part];
+  const CpuMatrix::Part& p = matrix_.parts()[part];
   const int64_t rows = std::min<int64_t>(kBlockRows, p.rows - index * kBlockRows);
   return {p.type, p.block(index), p.row_stride, rows};
 }
@@ -96,7 +96,7 @@ void LoraLinear::forward(ThreadPool& pool, int64_t rows, Rows x, Rows y, bool ac
     float* panel = scratch[static_cast<size_t>(worker.index())];
     Rows out = y;
     for (size_t part = 0; part < matrix_.parts().size(); ++part) {
-      const Matrix::Part& p = matrix_.parts()[part];
+      const CpuMatrix::Part& p = matrix_.parts()[part];
       share(worker, p.blocks(), rows, [&](int64_t index, int64_t first, int64_t count) {
         forward_block(part, index, count, {x.data + first * x.stride, x.stride},
                       {out.data + first * out.stride, out.stride}, accumulate,
@@ -183,7 +183,7 @@ void LoraLinear::backward_columns(int64_t first, int64_t rows, Rows dy, Rows dx,
   bool add = accumulate;
   const float* from = dy.data;
   for (size_t part = 0; part < matrix_.parts().size(); ++part) {
-    const Matrix::Part& p = matrix_.parts()[part];
+    const CpuMatrix::Part& p = matrix_.parts()[part];
     for (int64_t row = 0; row < p.rows; row += kDepthRun) {
       const int64_t depth = std::min(kDepthRun, p.rows - row);
       for (int64_t r = 0; r < depth; r += kBlockRows) {

@@ -2,10 +2,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/matrix.h"
 #include "cpu/thread_pool.h"
 #include "cpu/training/lora_parameters.h"
 #include "cpu/training/training_kernels.h"
-#include "niwaki/matrix.h"
 #include "niwaki/training.h"
 
 namespace niwaki {
@@ -21,7 +21,7 @@ struct Rows {
 class LoraLinear {
  public:
   /// Adds its adapters to the parameters. Throws kInvalidArgument. Both must outlive it.
-  LoraLinear(const TrainingKernels& kernels, const Matrix& matrix, const std::vector<LoraSpec>& adapters,
+  LoraLinear(const TrainingKernels& kernels, const CpuMatrix& matrix, const std::vector<LoraSpec>& adapters,
              LoraParameters& parameters);
 
   /// Floats that it keeps of each row between forward and backward: A x of every adapter.
@@ -53,7 +53,7 @@ class LoraLinear {
                         float* scratch) const;
 
   const TrainingKernels& kernels_;
-  const Matrix& matrix_;
+  const CpuMatrix& matrix_;
   LoraParameters& parameters_;
   std::vector<Branch> branches_;
   int64_t kept_ = 0;

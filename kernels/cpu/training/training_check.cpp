@@ -3,7 +3,7 @@
 #include <cmath>
 #include <string>
 
-#include "cpu/matrix_part.h"
+#include "cpu/matrix.h"
 #include "niwaki/error.h"
 
 namespace niwaki {
@@ -53,7 +53,7 @@ class Checker {
     same_rows(op.in, op.out);
     sixteens(op.in);
     if (op.out != spec_.logits) sixteens(op.out);
-    for (const Matrix::Part& part : op.matrix->parts()) {
+    for (const CpuMatrix::Part& part : cpu_matrix(*op.matrix).parts()) {
       require(part.first_row % 16 == 0,
               "stacked tensors must have multiples of 16 rows to be trained on" + got(part.first_row));
     }

@@ -19,7 +19,7 @@ constexpr int64_t kDepthRun = 128;
 /// Rows of weights, or columns of them, that are dequantized together.
 constexpr int64_t kPanelColumns = 64;
 
-/// A block of 64 rows of packed weights: see Matrix::Part.
+/// A block of 64 rows of packed weights: see CpuMatrix::Part.
 struct WeightBlock {
   DataType type;
   const uint8_t* data;

@@ -89,7 +89,7 @@ void CpuTrainingPlan::bind(size_t index) {
   for (const BufferId in : ports.in) backward |= buffer(in).has_gradient;
   if (const auto* linear = std::get_if<LoraLinearOp>(&op)) {
     ops_[index].linear =
-        std::make_unique<LoraLinear>(tier_.training, *linear->matrix, linear->adapters, parameters_);
+        std::make_unique<LoraLinear>(tier_.training, cpu_matrix(*linear->matrix), linear->adapters, parameters_);
     backward |= !linear->adapters.empty();
   } else if (const auto* attention = std::get_if<CausalAttentionOp>(&op)) {
     ops_[index].attention =

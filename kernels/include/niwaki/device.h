@@ -13,6 +13,8 @@
 
 namespace niwaki {
 
+class ThreadPool;
+
 /// A plan made ready to run: its buffers are allocated, its operations bound to kernels.
 class Plan {
  public:
@@ -52,6 +54,9 @@ class Device {
   /// `keep_alive` owns the memory that the sources point into.
   virtual std::shared_ptr<Job> load(std::vector<MatrixSource> sources, int64_t columns,
                                     std::shared_ptr<void> keep_alive, MatrixDone done) = 0;
+
+  /// Throws kInvalidArgument, kOutOfMemory, kUnsupported for a type that the device does not have.
+  virtual std::shared_ptr<KvCache> create_kv_cache(const KvShape& shape) = 0;
 
   /// Checks the whole specification: widths that fit, buffers that exist. Throws kInvalidArgument,
   /// kOutOfMemory.

@@ -1,4 +1,4 @@
-#include "niwaki/kv_cache.h"
+#include "niwaki/device.h"
 
 #include "exports.h"
 #include "handle.h"
@@ -7,14 +7,15 @@ namespace niwaki::node {
 
 Napi::Value create_kv_cache(const Napi::CallbackInfo& info) {
   const auto env = info.Env();
-  const auto shape = info[0].As<Napi::Object>();
+  const auto shape = info[1].As<Napi::Object>();
   const auto number = [&](const char* name) { return shape.Get(name).As<Napi::Number>().Int32Value(); };
-  auto cache = std::make_shared<KvCache>(KvShape{.layers = number("layers"),
-                                                 .kv_heads = number("kvHeads"),
-                                                 .head_dim = number("headDim"),
-                                                 .block_size = number("blockSize"),
-                                                 .blocks = number("blocks"),
-                                                 .type = static_cast<KvType>(number("type"))});
+  auto cache =
+      unwrap<Device>(info[0])->create_kv_cache({.layers = number("layers"),
+                                                .kv_heads = number("kvHeads"),
+                                                .head_dim = number("headDim"),
+                                                .block_size = number("blockSize"),
+                                                .blocks = number("blocks"),
+                                                .type = static_cast<KvType>(number("type"))});
   const size_t bytes = cache->bytes();
   auto result = Napi::Object::New(env);
   result.Set("byteLength", static_cast<double>(bytes));

@@ -61,14 +61,17 @@ export interface Addon {
     callback: Callback<{ handle: Handle<"Matrix">; byteLength: number }>,
   ): JobId;
   loadVector(source: NativeSource, columns: number): Handle<"Vector">;
-  createKvCache(shape: {
+  createKvCache(
+    device: Handle<"Device">,
+    shape: {
     layers: number;
     kvHeads: number;
     headDim: number;
     blockSize: number;
     blocks: number;
     type: number;
-  }): { handle: Handle<"KvCache">; byteLength: number; blockByteLength: number };
+    },
+  ): { handle: Handle<"KvCache">; byteLength: number; blockByteLength: number };
   copyKvBlock(cache: Handle<"KvCache">, from: number, to: number): void;
   readKvBlock(cache: Handle<"KvCache">, block: number): Uint8Array;
   writeKvBlock(cache: Handle<"KvCache">, block: number, bytes: Uint8Array): void;

@@ -96,8 +96,7 @@ export class Device implements AsyncDisposable {
 
   /** Reserves the pages of every layer. Throws `invalid-argument`, `out-of-memory`. */
   createKvCache(shape: KvShape): KvCache {
-    void this.#owner.handle;
-    return new KvCache(shape);
+    return new KvCache(this.#owner.handle, shape);
   }
 
   /**

@@ -33,7 +33,7 @@ export class KvCache implements Disposable {
   readonly #owner: Owner<Handle<"KvCache">>;
 
   /** @internal */
-  constructor(shape: KvShape) {
+  constructor(device: Handle<"Device">, shape: KvShape) {
     checkObject("shape", shape);
     const { layers, kvHeads, headDim, blockSize, blocks, type } = shape;
     checkInteger("shape.layers", layers, 1);
@@ -43,7 +43,7 @@ export class KvCache implements Disposable {
     checkInteger("shape.blocks", blocks, 1);
     if (!Object.hasOwn(kvTypes, type)) throw invalid("shape.type", type, 'it must be "f16", "f32" or "q8"');
     this.shape = Object.freeze({ layers, kvHeads, headDim, blockSize, blocks, type });
-    const native = callNative(() => addon().createKvCache({ ...this.shape, type: kvTypes[type] }));
+    const native = callNative(() => addon().createKvCache(device, { ...this.shape, type: kvTypes[type] }));
     this.byteLength = native.byteLength;
     this.blockByteLength = native.blockByteLength;
     this.#owner = new Owner("KvCache", native.handle);
@@ -65,13 +65,13 @@ export class KvCache implements Disposable {
     callNative(() => addon().copyKvBlock(this.handle, from, to));
   }
 
-  /** The bytes of a block, [layer][kv head][keys, values], as this machine's kernels keep them. */
+  /** The bytes of a block, in the order of the device's kernels. */
   readBlock(block: number): Uint8Array {
     this.#checkBlock("block", block);
     return callNative(() => addon().readKvBlock(this.handle, block));
   }
 
-  /** Fills a block with what `readBlock` gave of a cache of the same shape. */
+  /** Fills a block with what `readBlock` gave of a cache of the same shape, made by the same kind of device. */
   writeBlock(block: number, bytes: Uint8Array): void {
     this.#checkBlock("block", block);
     if (bytes.byteLength !== this.blockByteLength) {

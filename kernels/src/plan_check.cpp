@@ -1,4 +1,4 @@
-#include "cpu/plan_check.h"
+#include "src/plan_check.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,11 +1,41 @@
 #pragma once
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "cpu/linear_kernels.h"
 #include "niwaki/matrix.h"
 
 namespace niwaki {
+
+class ThreadPool;
+class WeightArena;
+class WeightMemory;
+
+/// A matrix in the CPU's memory.
+class CpuMatrix final : public Matrix {
+ public:
+  struct Part;  // one source, packed
+
+  /// Repacks on the pool into memory of the arena; from inside a job. Throws kNonFinite naming the tensor if
+  /// a weight or scale is NaN or infinite, kInvalidArgument as Matrix does, kOutOfMemory.
+  static std::shared_ptr<const CpuMatrix> pack(std::span<const MatrixSource> sources, int64_t columns,
+                                               ThreadPool& pool, WeightArena& arena);
+  ~CpuMatrix() override;
+
+  const std::vector<Part>& parts() const { return parts_; }
+  size_t bytes() const override;
+
+ private:
+  CpuMatrix(std::span<const MatrixSource> sources, int64_t columns);
+  std::unique_ptr<const WeightMemory> memory_;  // of all parts
+  std::vector<Part> parts_;
+};
+
+/// Throws kInvalidArgument for a matrix of another device.
+const CpuMatrix& cpu_matrix(const Matrix& matrix);
 
 /// One source of a matrix, packed.
 ///
@@ -18,7 +48,7 @@ namespace niwaki {
 /// rows: their blocks alternate, so that SwiGLU, which needs a row of both at once, reads one stream.
 ///
 ///   gate block 0 | up block 0 | gate block 1 | up block 1 | ...
-struct Matrix::Part {
+struct CpuMatrix::Part {
   std::string name;
   DataType type;
   int64_t rows;
