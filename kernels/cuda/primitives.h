@@ -27,6 +27,13 @@ __device__ inline uint4 load_streaming(const void* global) {
   return v;
 }
 
+/// 2^x, to 2 units in the last place; exact for 0, and 0 for -infinity.
+__device__ inline float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Programmatic dependent launch.
 
 /// Waits until the kernels before this one in the stream have ended, and what they wrote can be read.
