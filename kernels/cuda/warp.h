@@ -1,5 +1,7 @@
 #pragma once
 // What the threads of a warp find together, by trees of one shape.
+#include <cstring>
+
 #include "cuda/primitives.h"
 
 namespace niwaki::cuda {
@@ -18,7 +20,9 @@ __device__ inline float warp_max(float x) {
 /// Two numbers as float16, the first in the low half.
 __device__ inline uint32_t pack_halves(float low, float high) {
   const __half2 halves = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&halves);
+  uint32_t bits;
+  memcpy(&bits, &halves, sizeof bits);
+  return bits;
 }
 /// Whether a number is finite as float16.
 __device__ inline bool fits_half(float x) {
