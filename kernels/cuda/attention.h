@@ -2,8 +2,8 @@
 // Paged attention: causal, grouped-query, any mix of prompt chunks and decode rows in one launch.
 //
 // A unit is one (row, query head). Its sums depend on its position and its sequence alone: on no other row, no tile, no split.
-// The context is cut at multiples of kStepTokens into steps, and these into spans of span_steps(position) steps, so that there
-// are at most kMostSpans of them:
+// The context is cut at multiples of kStepTokens into steps, and at multiples of span_tokens(position) into spans, at most
+// kMostSpans of them:
 //
 //   for every span, ascending:
 //     m = -inf, l = 0, o = 0
@@ -27,14 +27,15 @@
 
 namespace niwaki::cuda {
 
-constexpr int kStepTokens = 128;
+constexpr int kStepTokens = 64;
+constexpr int kChunkTokens = 128;  // that are brought into shared memory at once: the shortest span
 constexpr int kMostSpans = 32;
 
-/// Steps in a span of a row: a power of two.
-constexpr int span_steps(int position) {
-  int steps = 1;
-  while (position / (kStepTokens * steps) >= kMostSpans) steps *= 2;
-  return steps;
+/// Of a row: a power of two.
+constexpr int span_tokens(int position) {
+  int tokens = kChunkTokens;
+  while (position / tokens >= kMostSpans) tokens *= 2;
+  return tokens;
 }
 
 /// Units that share the pages of a KV head: consecutive ones of a sequence, heads of the group fastest. All spans of their
@@ -46,7 +47,7 @@ struct AttentionItem {
   int32_t kv_head;
   int32_t table;       // where the block table of the sequence begins in StepView::tables
   int32_t begin, end;  // tokens; `begin` is where a span begins
-  int32_t span_steps;
+  int32_t span_tokens;
   int32_t split;    // spans of the units, each an item of its own; 0: the item has them all
   int32_t record;   // if split: where the records of the units begin, [split][units]
   int32_t counter;  // if split: of the items that are done

@@ -427,7 +427,7 @@ TEST(the_same_bits_token_by_token) {
 TEST(long_contexts_have_longer_spans) {
   for (const Shape& shape : {Shape{4, 1, 64, 32, KvType::kF16}, Shape{2, 1, 16, 16, KvType::kQ8}}) {
     const int begin = 4080, length = 4120;
-    CHECK(span_steps(4095) == 1 && span_steps(4096) == 2 && span_steps(8191) == 2 && span_steps(8192) == 4);
+    CHECK(span_tokens(4095) == 128 && span_tokens(4096) == 256 && span_tokens(8191) == 256 && span_tokens(8192) == 512);
     const Bench bench(shape, {length}, 10);
     const auto schedule = [&](int rows) {
       Schedule s{{{0, begin}}};
