@@ -5,26 +5,6 @@
 namespace niwaki::cuda {
 namespace {
 
-/// A weight of a float type as it lies in a file.
-template <DataType T>
-__device__ inline float weight_at(const uint8_t* row, int64_t column) {
-  const auto half_at = [](const uint8_t* p) {
-    return half_bits_to_float(static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8);
-  };
-  if constexpr (T == DataType::kF32) return reinterpret_cast<const float*>(row)[column];
-  if constexpr (T == DataType::kF16) return half_at(row + 2 * column);
-  if constexpr (T == DataType::kBF16)
-    return __uint_as_float(static_cast<uint32_t>(row[2 * column]) << 16 |
-                           static_cast<uint32_t>(row[2 * column + 1]) << 24);
-  if constexpr (T == DataType::kQ8_0) {
-    const uint8_t* block = row + column / 32 * 34;
-    return half_at(block) * static_cast<float>(static_cast<int8_t>(block[2 + column % 32]));
-  }
-  const uint8_t* block = row + column / 32 * 18;
-  const int byte = block[2 + column % 16];
-  return half_at(block) * static_cast<float>((column % 32 < 16 ? byte & 15 : byte >> 4) - 8);
-}
-
 constexpr int kFloatRows = 8;  // rows of the step that a warp multiplies together
 constexpr int kWarps = 8;
 
@@ -39,7 +19,7 @@ __global__ void multiply_float_rows(MatrixRun run, int64_t row_size, FloatRows i
   const int first = static_cast<int>(blockIdx.y) * kFloatRows, count = min(kFloatRows, rows - first);
   float sum[kFloatRows]{};
   for (int64_t c = lane; c < run.columns; c += 32) {
-    const float weight = weight_at<T>(weights, c);
+    const float weight = float_at<T>(weights, c);
 #pragma unroll
     for (int i = 0; i < kFloatRows; ++i) {
       if (i < count) sum[i] = __fmaf_rn(weight, __ldcg(in.data + (first + i) * in.stride + c), sum[i]);

@@ -12,6 +12,26 @@ __device__ inline float silu(float x) {
   return x / (1.0f + expf(-x));
 }
 
+/// A weight of a float type as it lies in a file.
+template <DataType T>
+__device__ inline float float_at(const uint8_t* row, int64_t column) {
+  const auto half_at = [](const uint8_t* p) {
+    return half_bits_to_float(static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8);
+  };
+  if constexpr (T == DataType::kF32) return reinterpret_cast<const float*>(row)[column];
+  if constexpr (T == DataType::kF16) return half_at(row + 2 * column);
+  if constexpr (T == DataType::kBF16)
+    return __uint_as_float(static_cast<uint32_t>(row[2 * column]) << 16 |
+                           static_cast<uint32_t>(row[2 * column + 1]) << 24);
+  if constexpr (T == DataType::kQ8_0) {
+    const uint8_t* block = row + column / 32 * 34;
+    return half_at(block) * static_cast<float>(static_cast<int8_t>(block[2 + column % 32]));
+  }
+  const uint8_t* block = row + column / 32 * 18;
+  const int byte = block[2 + column % 16];
+  return half_at(block) * static_cast<float>((column % 32 < 16 ? byte & 15 : byte >> 4) - 8);
+}
+
 /// Where results go, and what there is of rows and columns.
 struct Target {
   FloatRows out;

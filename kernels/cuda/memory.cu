@@ -1,15 +1,6 @@
 #include "cuda/memory.h"
 
-#include "niwaki/error.h"
-
 namespace niwaki::cuda {
-
-void check(cudaError_t status, const std::string& what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not report it again
-  throw Error(status == cudaErrorMemoryAllocation ? ErrorCode::kOutOfMemory : ErrorCode::kIo,
-              "CUDA: " + what + ": " + cudaGetErrorString(status));
-}
 
 DeviceMemory::DeviceMemory(size_t bytes, const std::string& what) : size_(bytes) {
   if (bytes == 0) return;
