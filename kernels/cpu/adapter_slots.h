@@ -13,7 +13,7 @@
 namespace niwaki {
 
 /// The adapters that steps of a plan may use, packed in memory that is laid out once.
-class CpuAdapterSlots final : public AdapterSlots {
+class CpuAdapterSlots final : public QueuedSlots {
  public:
   /// Throws kInvalidArgument naming a target that the plan does not multiply by, kOutOfMemory.
   CpuAdapterSlots(std::shared_ptr<const CpuPlan> plan, AdapterSlotsSpec spec);
@@ -23,21 +23,16 @@ class CpuAdapterSlots final : public AdapterSlots {
   /// The highest rank, padded.
   int64_t padded_rank() const { return targets_.padded_rank(); }
   size_t bytes() const override { return memory_.size(); }
-  const CpuPlan& plan() const { return *plan_; }
+  const CpuPlan& plan() const override { return *plan_; }
 
-  /// Takes the memory from the system, with all threads; from inside a job.
-  void populate(ThreadPool& pool);
+  void populate(ThreadPool& pool) override;
 
-  /// Throws kInvalidArgument, kNonFinite naming the tensor. Any thread.
-  void check(int32_t slot, const std::vector<AdapterTarget>& adapter) const { targets_.check(slot, adapter); }
-  void check(const AdapterTarget& target) const { targets_.check(target); }
-
-  /// Replaces what a slot holds; nothing at all empties it. From inside a job, with what `check` has passed.
-  /// Throws kNonFinite naming the tensor, and then leaves the slot as it was.
-  void load(ThreadPool& pool, int32_t slot, const std::vector<AdapterTarget>& adapter);
-
-  /// || W + scale B A || of every row of the target's tensor; from inside a job, as above.
-  std::vector<float> row_norms(ThreadPool& pool, const AdapterTarget& target) const;
+  void check(int32_t slot, const std::vector<AdapterTarget>& adapter) const override {
+    targets_.check(slot, adapter);
+  }
+  void check(const AdapterTarget& target) const override { targets_.check(target); }
+  void load(ThreadPool& pool, int32_t slot, const std::vector<AdapterTarget>& adapter) override;
+  std::vector<float> row_norms(ThreadPool& pool, const AdapterTarget& target) const override;
 
   /// Targets of the parts of a linear operation's matrix, -1 for a part that is none; empty if none is one.
   const std::vector<int32_t>& of_op(size_t op) const { return ops_[op]; }
