@@ -16,9 +16,14 @@ class Rope {
   /// cos (head_dim/2) | sin (head_dim/2) of a position, times the attention factor.
   void row(int64_t position, float* out) const;
 
+  /// Radians per position, of dimension i < head_dim/2.
+  const std::vector<double>& frequencies() const { return frequencies_; }
+  /// On cos and sin.
+  double factor() const { return factor_; }
+
  private:
-  std::vector<double> frequencies_;  // radians per position, of dimension i < head_dim/2
-  double factor_;                    // on cos and sin
+  std::vector<double> frequencies_;
+  double factor_;
 };
 
 }  // namespace niwaki

@@ -1,0 +1,103 @@
+#include <algorithm>
+
+#include "cuda/attention.h"
+#include "cuda/attention_tiles.h"
+
+namespace niwaki::cuda {
+namespace {
+
+constexpr int32_t ceil_div(int32_t a, int32_t b) {
+  return (a + b - 1) / b;
+}
+
+/// About how long a step of a tile takes, in those of a narrow one.
+int64_t step_cost(int32_t units) {
+  return 1 + units / 64;
+}
+
+int64_t cost(const AttentionItem& item) {
+  return ceil_div(item.end - item.begin, kStepTokens) * step_cost(item.units);
+}
+
+/// The tiles of a step, of one KV head: items that are not split.
+std::vector<AttentionItem> list_tiles(const Step& step, const QkvLayout& layout) {
+  const int32_t group = layout.heads / layout.kv_heads, most = most_units(layout.head_dim);
+  std::vector<AttentionItem> tiles;
+  int32_t first_row = 0, table = 0;
+  for (const StepSequence& sequence : step.sequences) {
+    const int32_t first_position = sequence.context_length - sequence.row_count;
+    for (int32_t unit = 0; unit < sequence.row_count * group;) {
+      AttentionItem tile{};
+      const int32_t row = unit / group;
+      tile.first_row = first_row + row;
+      tile.first_head = unit % group;
+      tile.position = first_position + row;
+      tile.table = table;
+      tile.span_steps = span_steps(tile.position);
+      // Rows whose spans are of another length begin another tile.
+      const int32_t next_length = kMostSpans * kStepTokens * tile.span_steps;
+      const int32_t rows_end = std::min(sequence.row_count, next_length - first_position);
+      tile.units = std::min(most, rows_end * group - unit);
+      tile.end = tile.position + (tile.first_head + tile.units - 1) / group + 1;
+      tiles.push_back(tile);
+      unit += tile.units;
+    }
+    first_row += sequence.row_count;
+    table += static_cast<int32_t>(sequence.block_table.size());
+  }
+  return tiles;
+}
+
+}  // namespace
+
+int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context) {
+  constexpr int64_t kMost = 32 * 32 * kMostSpans;
+  const int64_t spans = std::min<int64_t>(kMostSpans, (context + kStepTokens - 1) / kStepTokens);
+  const int64_t wanted = std::min(kMost, spans * rows * layout.heads);
+  return static_cast<int32_t>((wanted + 1) / 2 * 2);
+}
+
+int64_t most_attention_items(const AttentionShape& shape, int32_t rows) {
+  const int32_t group = shape.layout.heads / shape.layout.kv_heads;
+  // A tile has a whole row at least, or as many units as fit; a split one needs a record for each of its items.
+  const int64_t tiles = int64_t{rows} * ceil_div(group, most_units(shape.layout.head_dim));
+  return tiles * shape.layout.kv_heads + shape.records;
+}
+
+void list_attention(const Step& step, const AttentionShape& shape, std::vector<AttentionItem>& items) {
+  items.clear();
+  const QkvLayout& layout = shape.layout;
+  std::vector<AttentionItem> tiles = list_tiles(step, layout);
+  std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  int64_t total = 0;
+  for (const AttentionItem& tile : tiles) total += cost(tile) * layout.kv_heads;
+  // What runs longer than everything would if it were spread evenly is spread.
+  const int64_t even = total / shape.processors;
+
+  int32_t record = 0, counter = 0;
+  for (const AttentionItem& tile : tiles) {
+    const int32_t span_tokens = kStepTokens * tile.span_steps, spans = ceil_div(tile.end, span_tokens);
+    const int32_t records = spans * tile.units;
+    const bool split = spans > 1 && 2 * cost(tile) > 3 * even && record + records * layout.kv_heads <= shape.records;
+    for (int32_t head = 0; head < layout.kv_heads; ++head) {
+      AttentionItem item = tile;
+      item.kv_head = head;
+      if (!split) {
+        items.push_back(item);
+        continue;
+      }
+      item.split = spans;
+      item.record = record;
+      item.counter = counter++;
+      record += records;
+      for (int32_t begin = 0; begin < tile.end; begin += span_tokens) {
+        item.begin = begin;
+        item.end = std::min(tile.end, begin + span_tokens);
+        items.push_back(item);
+      }
+    }
+  }
+  std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
+}
+
+}  // namespace niwaki::cuda
