@@ -27,6 +27,18 @@ __device__ inline uint4 load_streaming(const void* global) {
   return v;
 }
 
+/// 2^x within 2 units in the last place; results below the normal numbers are 0.
+__device__ inline float exp2_approx(float x) {
+  float v;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x));
+  return v;
+}
+
+/// __syncthreads() for `count` threads, whole warps of the block, at barrier 1 .. 15.
+__device__ inline void sync_threads(int barrier, int count) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
 // Programmatic dependent launch.
 
 /// Waits until the kernels before this one in the stream have ended, and what they wrote can be read.

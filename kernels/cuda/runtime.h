@@ -26,6 +26,14 @@ struct LaunchShape {
   bool early = false;
 };
 
+}  // namespace niwaki::cuda
+
+#ifdef NIWAKI_CUDA_EMULATED
+#include "cuda/emulated/launch.h"
+#endif
+
+namespace niwaki::cuda {
+
 #ifndef NIWAKI_CUDA_EMULATED
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream, Arguments&&... arguments) {
