@@ -20,19 +20,25 @@ struct BlockOps {
   Scratch& scratch;
 
   __device__ double sum(double x) const {
-    return fold(x, scratch.numbers, 0.0, [](double a, double b) { return a + b; });
+    return fold(x, scratch.numbers, 0.0, [](double v) {
+      for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(~0u, v, distance);
+      return v;
+    });
   }
   __device__ int32_t sum(int32_t x) const {
-    return fold(x, scratch.integers, 0, [](int32_t a, int32_t b) { return a + b; });
+    return fold(x, scratch.integers, 0, [](int32_t v) { return __reduce_add_sync(~0u, v); });
   }
   __device__ int32_t lowest(int32_t x) const {
-    return fold(x, scratch.integers, INT32_MAX, [](int32_t a, int32_t b) { return a < b ? a : b; });
+    return fold(x, scratch.integers, INT32_MAX, [](int32_t v) { return __reduce_min_sync(~0u, v); });
   }
   __device__ int32_t highest(int32_t x) const {
-    return fold(x, scratch.integers, INT32_MIN, [](int32_t a, int32_t b) { return a > b ? a : b; });
+    return fold(x, scratch.integers, INT32_MIN, [](int32_t v) { return __reduce_max_sync(~0u, v); });
   }
   __device__ unsigned long long highest(unsigned long long x) const {
-    return fold(x, scratch.words, 0ull, [](unsigned long long a, unsigned long long b) { return a > b ? a : b; });
+    return fold(x, scratch.words, 0ull, [](unsigned long long v) {
+      for (int distance = 16; distance > 0; distance /= 2) v = max(v, __shfl_xor_sync(~0u, v, distance));
+      return v;
+    });
   }
 
   /// The sum of x of all threads before this one.
@@ -75,14 +81,14 @@ struct BlockOps {
   }
 
  private:
-  template <class T, class Operation>
-  __device__ T fold(T x, T* warps, T identity, Operation operation) const {
-    for (int distance = 16; distance > 0; distance /= 2) x = operation(x, __shfl_xor_sync(~0u, x, distance));
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
+  /// Of the values that `within` makes of each warp's, what it makes of them.
+  template <class T, class Within>
+  __device__ T fold(T x, T* warps, T identity, Within within) const {
     const int lane = threadIdx.x % 32;
-    x = lane < Warps ? warps[lane] : identity;
-    for (int distance = 16; distance > 0; distance /= 2) x = operation(x, __shfl_xor_sync(~0u, x, distance));
+    x = within(x);
+    if (lane == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = within(lane < Warps ? warps[lane] : identity);
     __syncthreads();
     return x;
   }

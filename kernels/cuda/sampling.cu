@@ -355,12 +355,12 @@ struct RowSearch {
         by = Ends::kReached;
         target = sums[0];
       }
-      // The highest threshold at which the sum has ended, and the one after it.
+      // The highest threshold at which the sum has ended, and the one after it. A target of 0 is reached without a word.
       Ranked next_low = low, next_high = high;
       between = counts[0];
 #pragma unroll
       for (int j = 1; j < kTried; ++j) {
-        if (ends(sums[j], by, target)) {
+        if (counts[j] > 0 && ends(sums[j], by, target)) {
           next_low = tried(j);
           between = counts[j];
         } else if (next_high == high) {
