@@ -63,7 +63,9 @@ int32_t AdapterTargets::index_of(const std::string& tensor) const {
 
 void AdapterTargets::lay_out(std::vector<Shape> shapes) {
   shapes_ = std::move(shapes);
-  const auto fail = [] { throw Error(ErrorCode::kOutOfMemory, "adapter: its slots are more than can be addressed"); };
+  const auto fail = [] {
+    throw Error(ErrorCode::kOutOfMemory, "adapter: its slots are more than can be addressed");
+  };
   const auto take = [&](size_t count, size_t each) {
     const size_t offset = slot_bytes_;
     size_t bytes;
@@ -74,7 +76,8 @@ void AdapterTargets::lay_out(std::vector<Shape> shapes) {
   };
   const auto rank = static_cast<size_t>(padded_rank());
   for (const Shape& shape : shapes_) {
-    const auto rows = static_cast<size_t>(padded(shape.rows)), columns = static_cast<size_t>(padded(shape.columns));
+    const auto rows = static_cast<size_t>(padded(shape.rows)),
+               columns = static_cast<size_t>(padded(shape.columns));
     Place& place = places_.emplace_back();
     place.a = take(columns * rank, value_bytes());
     place.b = take(rows * rank, value_bytes());
@@ -82,7 +85,9 @@ void AdapterTargets::lay_out(std::vector<Shape> shapes) {
     place.row_scale = take(rows, sizeof(float));
   }
   size_t total;
-  if (__builtin_mul_overflow(slot_bytes_, static_cast<size_t>(spec_.slots), &total) || total >= size_t{1} << 47) fail();
+  if (__builtin_mul_overflow(slot_bytes_, static_cast<size_t>(spec_.slots), &total) || total >= size_t{1}
+                                                                                                    << 47)
+    fail();
 }
 
 void AdapterTargets::check(const AdapterTarget& target) const {
@@ -178,7 +183,8 @@ void require_in_range(const AdapterTarget& target, const char* what, float large
 }  // namespace
 
 std::vector<AdapterScales> examine_adapter(const AdapterKernels& kernels, ThreadPool& pool,
-                                           const AdapterTargets& targets, std::span<const AdapterTarget> adapter) {
+                                           const AdapterTargets& targets,
+                                           std::span<const AdapterTarget> adapter) {
   const AdapterType type = targets.spec().type;
   std::vector<AdapterSlots::Shape> shapes;
   std::vector<size_t> first;  // of a target's ranks, among all
@@ -265,31 +271,30 @@ void pack_adapter(const AdapterKernels& kernels, ThreadPool& pool, const Adapter
     if (piece.is_b) {
       for (int64_t r = piece.begin; r < piece.end; r += 16, from += 16 * row_bytes) {
         kernels.pack_b(type, matrix.type, from, static_cast<int>(std::min<int64_t>(16, piece.end - r)),
-                        target.rank, scales[piece.target].b_inverse.data(),
-                        to.b + static_cast<size_t>(r * columns) * each);
+                       target.rank, scales[piece.target].b_inverse.data(),
+                       to.b + static_cast<size_t>(r * columns) * each);
       }
     } else {
       for (int64_t k = piece.begin; k < piece.end; ++k, from += row_bytes) {
         const int64_t lane = k % kAdapterRanks, at = (k - lane) * padded(columns) + lane * 16;
         const float inverse =
             type == AdapterType::kI8 ? scales[piece.target].a_inverse[static_cast<size_t>(k)] : 1;
-        kernels.pack_a(type, matrix.type, from, columns, inverse,
-                        to.a + static_cast<size_t>(at) * each);
+        kernels.pack_a(type, matrix.type, from, columns, inverse, to.a + static_cast<size_t>(at) * each);
       }
     }
   });
 }
 
-std::vector<float> adapter_row_norms(const AdapterKernels& kernels, ThreadPool& pool, const AdapterTargets& targets,
-                                     const AdapterTarget& target,
+std::vector<float> adapter_row_norms(const AdapterKernels& kernels, ThreadPool& pool,
+                                     const AdapterTargets& targets, const AdapterTarget& target,
                                      const std::function<void(int64_t row, float* weights)>& copy_row) {
   const AdapterSlots::Shape shape = targets.shape_of(target);
   const int64_t stride = padded(shape.columns), rank = target.rank;
   std::vector<float> a(static_cast<size_t>(rank * stride));
   for (int64_t k = 0; k < rank; ++k) {
     kernels.widen(target.a.type,
-                   target.a.data.data() + static_cast<size_t>(k * shape.columns) * file_bytes(target.a.type),
-                   shape.columns, a.data() + k * stride);
+                  target.a.data.data() + static_cast<size_t>(k * shape.columns) * file_bytes(target.a.type),
+                  shape.columns, a.data() + k * stride);
   }
   std::vector<float> norms(static_cast<size_t>(shape.rows));
   pool.parallel([&](Worker& worker) {
@@ -298,8 +303,8 @@ std::vector<float> adapter_row_norms(const AdapterKernels& kernels, ThreadPool& 
       for (int64_t r = begin; r < end; ++r) {
         copy_row(r, w.data());
         kernels.widen(target.b.type,
-                       target.b.data.data() + static_cast<size_t>(r * rank) * file_bytes(target.b.type),
-                       rank, sb.data());
+                      target.b.data.data() + static_cast<size_t>(r * rank) * file_bytes(target.b.type), rank,
+                      sb.data());
         for (float& value : sb) value *= target.scale;
         norms[static_cast<size_t>(r)] =
             kernels.row_norm(w.data(), shape.columns, a.data(), stride, sb.data(), static_cast<int>(rank));

@@ -23,8 +23,8 @@ struct AdapterPart {
   bool scales_rows = false;  // DoRA
 };
 
-/// The tensors that the adapters of some slots may change, and where in a slot lies what changes them. It is the
-/// same on every device:
+/// The tensors that the adapters of some slots may change, and where in a slot lies what changes them. It is
+/// the same on every device:
 ///
 ///   slot:    | target | target | ... |
 ///   target:  | A | B | a scale for each rank | f for each row of the tensor |   of the highest rank
@@ -42,8 +42,8 @@ class AdapterTargets {
   /// Which target a tensor is, -1 if it is none.
   int32_t find(const std::string& tensor) const;
 
-  /// Lays a slot out, once the shapes of all targets are known. Throws kOutOfMemory if so many slots are more than can
-  /// be addressed.
+  /// Lays a slot out, once the shapes of all targets are known. Throws kOutOfMemory if so many slots are more
+  /// than can be addressed.
   void lay_out(std::vector<Shape> shapes);
 
   const AdapterSlotsSpec& spec() const { return spec_; }
@@ -81,20 +81,21 @@ struct AdapterScales {
 
 // From inside a job, with what `check` has passed:
 
-/// Reads an adapter through before anything is changed. Throws kNonFinite naming the tensor if a value is NaN,
-/// infinite or, for kF16, beyond float16.
+/// Reads an adapter through before anything is changed. Throws kNonFinite naming the tensor if a value is
+/// NaN, infinite or, for kF16, beyond float16.
 std::vector<AdapterScales> examine_adapter(const AdapterKernels& kernels, ThreadPool& pool,
-                                           const AdapterTargets& targets, std::span<const AdapterTarget> adapter);
+                                           const AdapterTargets& targets,
+                                           std::span<const AdapterTarget> adapter);
 
 /// Fills the parts that an adapter's targets go to.
 void pack_adapter(const AdapterKernels& kernels, ThreadPool& pool, const AdapterTargets& targets,
                   std::span<const AdapterTarget> adapter, std::span<const AdapterScales> scales,
                   std::span<AdapterPart* const> parts);
 
-/// || W + scale B A || of every row; `copy_row` gives a row of W as floats, on any thread. Throws kNonFinite naming the
-/// tensor.
-std::vector<float> adapter_row_norms(const AdapterKernels& kernels, ThreadPool& pool, const AdapterTargets& targets,
-                                     const AdapterTarget& target,
+/// || W + scale B A || of every row; `copy_row` gives a row of W as floats, on any thread. Throws kNonFinite
+/// naming the tensor.
+std::vector<float> adapter_row_norms(const AdapterKernels& kernels, ThreadPool& pool,
+                                     const AdapterTargets& targets, const AdapterTarget& target,
                                      const std::function<void(int64_t row, float* weights)>& copy_row);
 
 }  // namespace niwaki

@@ -1,14 +1,13 @@
-#include "cuda/adapter_kernels.h"
-
 #include <algorithm>
 
+#include "cuda/adapter_kernels.h"
 #include "cuda/primitives.h"
 
 namespace niwaki::cuda {
 namespace {
 
-/// Columns that a warp sums before its lanes are added. A row's t is the sum of its chunks, ascending, however they are
-/// shared among warps.
+/// Columns that a warp sums before its lanes are added. A row's t is the sum of its chunks, ascending,
+/// however they are shared among warps.
 constexpr int kChunk = 512;
 /// Columns of A that lie together: a lane's, of one rank.
 constexpr int kLaneColumns = 8;
@@ -48,7 +47,8 @@ __device__ inline float2 widen(uint32_t halves) {
           __half2float(__ushort_as_half(static_cast<unsigned short>(halves >> 16)))};
 }
 __device__ inline float2 widen(uint16_t integers) {
-  return {static_cast<float>(static_cast<int8_t>(integers & 0xff)), static_cast<float>(static_cast<int8_t>(integers >> 8))};
+  return {static_cast<float>(static_cast<int8_t>(integers & 0xff)),
+          static_cast<float>(static_cast<int8_t>(integers >> 8))};
 }
 __device__ inline void widen(const uint4& halves, float (&to)[8]) {
   const uint32_t words[4] = {halves.x, halves.y, halves.z, halves.w};
@@ -61,7 +61,8 @@ __device__ inline void widen(const uint4& halves, float (&to)[8]) {
 __device__ inline void widen(const uint2& integers, float (&to)[8]) {
   const uint32_t words[2] = {integers.x, integers.y};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) to[i] = static_cast<float>(static_cast<int8_t>(words[i / 4] >> 8 * (i % 4) & 0xff));
+  for (int i = 0; i < 8; ++i)
+    to[i] = static_cast<float>(static_cast<int8_t>(words[i / 4] >> 8 * (i % 4) & 0xff));
 }
 
 /// Columns `column` .. `column` + 7 of a row, zeros from `columns` on.
@@ -91,8 +92,8 @@ __device__ inline void store_pair(float2 pair, float* to, int count) {
   if (count > 1) to[1] = pair.y;
 }
 
-/// Each of kCount <= 32 values summed over the lanes of a warp, as a tree: 16, 8, 4, 2, 1 lanes apart. A lane gets the
-/// sum of value lane / (32 / kCount), by halving what it is responsible for at every level.
+/// Each of kCount <= 32 values summed over the lanes of a warp, as a tree: 16, 8, 4, 2, 1 lanes apart. A lane
+/// gets the sum of value lane / (32 / kCount), by halving what it is responsible for at every level.
 template <int kCount, int kDistance = 16>
 __device__ inline float sum_lanes(const float (&values)[kCount]) {
   if constexpr (kDistance == 0) {
@@ -135,8 +136,8 @@ __device__ inline float* entry_of(const AdapterOp& op, int entry, int tensor, in
 /// A warp: four ranks of one tensor, some chunks of columns, kRows rows at a time.
 ///   grid: x: ranks by the warps of a block; y: [tensor][plane]; z: items, in turn
 template <AdapterType kType, int kRows>
-__global__ void __launch_bounds__(128, 3) project(const __grid_constant__ AdapterOp op, const uint8_t* packed, int planes, const float* x,
-                        int64_t x_stride) {
+__global__ void __launch_bounds__(128, 3) project(const __grid_constant__ AdapterOp op, const uint8_t* packed,
+                                                  int planes, const float* x, int64_t x_stride) {
   using Eight = typename Values<kType>::Eight;
   constexpr int kCount = kRows * kRanks;
   start_successor();
@@ -159,7 +160,8 @@ __global__ void __launch_bounds__(128, 3) project(const __grid_constant__ Adapte
       for (int first = 0; first < item.rows; first += kRows) {
         int32_t rows[kRows];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) rows[r] = first + r < item.rows ? step.rows[item.first_row + first + r] : -1;
+        for (int r = 0; r < kRows; ++r)
+          rows[r] = first + r < item.rows ? step.rows[item.first_row + first + r] : -1;
         float total = 0;
         for (int chunk = begin; chunk < end; ++chunk) {
           // A does not depend on what runs before.
@@ -167,7 +169,8 @@ __global__ void __launch_bounds__(128, 3) project(const __grid_constant__ Adapte
 #pragma unroll
           for (int run = 0; run < kLaneRuns; ++run) {
             const int column = chunk * kChunk + (run * 32 + lane) * kLaneColumns;
-            const uint8_t* from = a + (column / kPadding * kRanks * kPadding + column % kPadding) * Values<kType>::bytes;
+            const uint8_t* from =
+                a + (column / kPadding * kRanks * kPadding + column % kPadding) * Values<kType>::bytes;
 #pragma unroll
             for (int k = 0; k < kRanks; ++k) {
               bits[run][k] = column < padded
@@ -200,9 +203,11 @@ __global__ void __launch_bounds__(128, 3) project(const __grid_constant__ Adapte
           const float sum = sum_lanes(sums);
           total = chunk == begin ? sum : total + sum;
         }
-        const int value = lane / (32 / kCount), row = first + value / kRanks, rank = first_rank + value % kRanks;
+        const int value = lane / (32 / kCount), row = first + value / kRanks,
+                  rank = first_rank + value % kRanks;
         if (lane % (32 / kCount) == 0 && row < item.rows)
-          entry_of(op, item.first_entry + row * item.uses + j, which, planes)[plane * op.ranks + rank] = total;
+          entry_of(op, item.first_entry + row * item.uses + j, which, planes)[plane * op.ranks + rank] =
+              total;
       }
     }
   }
@@ -234,7 +239,7 @@ __global__ void add(const __grid_constant__ AdapterOp op, const uint8_t* packed,
     const AdapterItem item = step.item[i];
     const int32_t* rows = step.rows + item.first_row;
     for (int first = 0; first < item.rows; first += kRows) {
-      float2 bases[kRows], sums[kRows];
+      float2 bases[kRows] = {}, sums[kRows] = {};
       bool loaded = false;
       const auto load_bases = [&] {
         if (!waited) wait_for_predecessor();
@@ -243,7 +248,8 @@ __global__ void add(const __grid_constant__ AdapterOp op, const uint8_t* packed,
         loaded = true;
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-          if (first + r < item.rows) bases[r] = sums[r] = load_pair(own_y + rows[first + r] * y_stride, count);
+          if (first + r < item.rows)
+            bases[r] = sums[r] = load_pair(own_y + rows[first + r] * y_stride, count);
         }
       };
       for (int j = 0; j < item.uses && tensor.target >= 0; ++j) {
@@ -251,9 +257,9 @@ __global__ void add(const __grid_constant__ AdapterOp op, const uint8_t* packed,
         const AdapterState state = op.states[use.slot * op.targets + tensor.target];
         if (state.rank == 0) continue;
         const uint8_t* slot = op.slots + use.slot * op.slot_bytes;
-        const uint8_t* b =
-            slot + tensor.b +
-            (static_cast<size_t>(at / kPadding) * state.rank * kPadding + at % kPadding) * Values<kType>::bytes;
+        const uint8_t* b = slot + tensor.b +
+                           (static_cast<size_t>(at / kPadding) * state.rank * kPadding + at % kPadding) *
+                               Values<kType>::bytes;
         const auto* rank_scale = reinterpret_cast<const float*>(slot + tensor.rank_scale);
         float2 z[kRows] = {};
         for (int k0 = 0; k0 < state.rank; k0 += kStepRanks) {
@@ -266,11 +272,13 @@ __global__ void add(const __grid_constant__ AdapterOp op, const uint8_t* packed,
           }
           load_bases();
           __syncthreads();
-          for (int s = static_cast<int>(threadIdx.x); s < kRows * kStepRanks; s += static_cast<int>(blockDim.x)) {
+          for (int s = static_cast<int>(threadIdx.x); s < kRows * kStepRanks;
+               s += static_cast<int>(blockDim.x)) {
             const int r = s / kStepRanks, k = s % kStepRanks, row = first + r;
             float sum = 0;
             if (row < item.rows && k0 + k < state.rank) {
-              const float* from = entry_of(op, item.first_entry + row * item.uses + j, which, planes) + k0 + k;
+              const float* from =
+                  entry_of(op, item.first_entry + row * item.uses + j, which, planes) + k0 + k;
               sum = from[0];
 #pragma unroll 8
               for (int plane = 1; plane < planes; ++plane) sum += from[plane * op.ranks];
@@ -333,14 +341,15 @@ int planes_for(int32_t rows, int columns) {
   return rows <= kSplitRows ? up(columns, kChunk) : 1;
 }
 
-/// Blocks that take the items of a launch in turn: one for each row as long as rows may all have mixes of their own.
+/// Blocks that take the items of a launch in turn: one for each row as long as rows may all have mixes of
+/// their own.
 unsigned item_blocks(int32_t rows) {
   return static_cast<unsigned>(std::min(rows, std::max(32, up(rows, kItemRows))));
 }
 
 template <AdapterType kType, int kRows>
-void launch_project_of(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* x, int64_t x_stride,
-                       cudaStream_t stream) {
+void launch_project_of(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* x,
+                       int64_t x_stride, cudaStream_t stream) {
   const int tiles = op.ranks / kRanks, warps = rows <= kFewRows ? 1 : std::min(tiles, 4);
   const int planes = planes_for(rows, op.columns);
   const LaunchShape shape{dim3(static_cast<unsigned>(up(tiles, warps)),
@@ -350,15 +359,15 @@ void launch_project_of(const AdapterOp& op, int32_t rows, const uint8_t* step, c
 }
 
 template <AdapterType kType, int kRows>
-void launch_add_of(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride, float* out,
-                   int64_t out_stride, bool accumulate, cudaStream_t stream) {
+void launch_add_of(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride,
+                   float* out, int64_t out_stride, bool accumulate, cudaStream_t stream) {
   const int threads = rows <= kFewRows ? 32 : 128;
   int blocks = 0;
   for (int i = 0; i < op.tensor_count; ++i) blocks += up(op.tensors[i].rows, 2 * threads);
   const LaunchShape shape{dim3(static_cast<unsigned>(blocks), item_blocks(rows)),
                           dim3(static_cast<unsigned>(threads)), 0, true};
-  launch(add<kType, kRows>, shape, stream, op, step, planes_for(rows, op.columns), y, y_stride, out, out_stride,
-         accumulate);
+  launch(add<kType, kRows>, shape, stream, op, step, planes_for(rows, op.columns), y, y_stride, out,
+         out_stride, accumulate);
 }
 
 /// Calls f with the type and the rows of a kernel's instance.
@@ -366,7 +375,8 @@ template <class F>
 void with_instance(const AdapterOp& op, int32_t rows, F&& f) {
   const bool few = rows <= kFewRows;
   if (op.type == AdapterType::kF16) {
-    few ? f.template operator()<AdapterType::kF16, 1>() : f.template operator()<AdapterType::kF16, kItemRows>();
+    few ? f.template operator()<AdapterType::kF16, 1>()
+        : f.template operator()<AdapterType::kF16, kItemRows>();
   } else {
     few ? f.template operator()<AdapterType::kI8, 1>() : f.template operator()<AdapterType::kI8, kItemRows>();
   }
@@ -389,8 +399,8 @@ void launch_project(const AdapterOp& op, int32_t rows, const uint8_t* step, cons
   });
 }
 
-void launch_add(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride, float* out,
-                int64_t out_stride, bool accumulate, cudaStream_t stream) {
+void launch_add(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride,
+                float* out, int64_t out_stride, bool accumulate, cudaStream_t stream) {
   with_instance(op, rows, [&]<AdapterType kType, int kRows>() {
     launch_add_of<kType, kRows>(op, rows, step, y, y_stride, out, out_stride, accumulate, stream);
   });

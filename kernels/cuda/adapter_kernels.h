@@ -41,8 +41,8 @@ struct AdapterState {
   int32_t scales_rows;  // DoRA
 };
 
-/// A linear operation of a plan and what the slots hold for it: the arguments of its kernels. A and B are packed as
-/// cpu/adapter_kernels.h says, a slot is laid out as cpu/adapter_packing.h says.
+/// A linear operation of a plan and what the slots hold for it: the arguments of its kernels. A and B are
+/// packed as cpu/adapter_kernels.h says, a slot is laid out as cpu/adapter_packing.h says.
 struct AdapterOp {
   struct Tensor {
     size_t a, b, rank_scale, row_scale;  // bytes from the beginning of a slot
@@ -55,28 +55,28 @@ struct AdapterOp {
   int32_t columns;
   bool per_output;
   AdapterType type;
-  int32_t targets;                // of a slot
-  int32_t ranks;                  // the highest rank, padded
-  const uint8_t* slots;           // [slot][slot_bytes]
+  int32_t targets;       // of a slot
+  int32_t ranks;         // the highest rank, padded
+  const uint8_t* slots;  // [slot][slot_bytes]
   size_t slot_bytes;
-  const AdapterState* states;     // [slot][target]
-  float* t;                       // [entry][tensor][plane][ranks]: A x, or of few rows its sums over chunks of columns
+  const AdapterState* states;  // [slot][target]
+  float* t;  // [entry][tensor][plane][ranks]: A x, or of few rows its sums over chunks of columns
 };
 
 /// Floats of t that steps of up to `max_rows` rows need, with the longest mixes.
 size_t adapter_floats(const AdapterOp& op, int32_t max_rows);
 
-/// t = A x of the rows that have adapters, for all tensors of the operation. x: [rows][x_stride], float32. `rows` is the
-/// bucket of the step, and alone with the operation decides the shape of the grid; `step` is an AdapterStep in device
-/// memory.
+/// t = A x of the rows that have adapters, for all tensors of the operation. x: [rows][x_stride], float32.
+/// `rows` is the bucket of the step, and alone with the operation decides the shape of the grid; `step` is an
+/// AdapterStep in device memory.
 void launch_project(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* x, int64_t x_stride,
                     cudaStream_t stream);
 
-/// After launch_project of the same rows: z = y + what the adapters add to y = W x, [rows][y_stride], float32; see
-/// AdapterKernels::add for the order. Not accumulating, z replaces y in the rows that have adapters, and `out` is y.
-/// Accumulating, out += z in all rows of the step, with adapters or without, and y stays. Rows of the bucket that the
-/// step does not have are left alone.
-void launch_add(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride, float* out,
-                int64_t out_stride, bool accumulate, cudaStream_t stream);
+/// After launch_project of the same rows: z = y + what the adapters add to y = W x, [rows][y_stride],
+/// float32; see AdapterKernels::add for the order. Not accumulating, z replaces y in the rows that have
+/// adapters, and `out` is y. Accumulating, out += z in all rows of the step, with adapters or without, and y
+/// stays. Rows of the bucket that the step does not have are left alone.
+void launch_add(const AdapterOp& op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride,
+                float* out, int64_t out_stride, bool accumulate, cudaStream_t stream);
 
 }  // namespace niwaki::cuda

@@ -1,9 +1,8 @@
-#include "cuda/adapters.h"
-
 #include <algorithm>
 #include <cstring>
 #include <span>
 
+#include "cuda/adapters.h"
 #include "niwaki/error.h"
 
 namespace niwaki::cuda {
@@ -25,11 +24,12 @@ class StepPacker {
   /// `sequences` has the sequence of each row.
   AdapterStep::Items add(std::span<const int32_t> sequences) {
     std::vector<Group> groups(1);  // the first without adapters
-    size_t group = 0;  // of the row before, most often of this one as well
+    size_t group = 0;              // of the row before, most often of this one as well
     for (size_t row = 0; row < sequences.size(); ++row) {
       if (row == 0 || sequences[row] != sequences[row - 1]) {
         const std::vector<AdapterUse>& mix = step_.sequences[static_cast<size_t>(sequences[row])].adapters;
-        const auto found = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.mix == mix; });
+        const auto found =
+            std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.mix == mix; });
         group = static_cast<size_t>(found - groups.begin());
         if (found == groups.end()) groups.push_back({mix, {}});
       }
@@ -95,7 +95,8 @@ CudaAdapterSlots::CudaAdapterSlots(const AdapterKernels& kernels, const std::vec
   filled_.resize(slots);
   size_t floats = 0;
   for (const AdapterOp& op : ops_) {
-    if (op.tensor_count > 0) floats = std::max(floats, adapter_floats(op, op.per_output ? max_outputs : max_rows));
+    if (op.tensor_count > 0)
+      floats = std::max(floats, adapter_floats(op, op.per_output ? max_outputs : max_rows));
   }
   slots_ = allocate(slots * targets_.slot_bytes());
   device_states_ = allocate(states_.size() * sizeof(AdapterState));
@@ -112,7 +113,8 @@ CudaAdapterSlots::CudaAdapterSlots(const AdapterKernels& kernels, const std::vec
 
 CudaAdapterSlots::Memory CudaAdapterSlots::allocate(size_t bytes) {
   void* memory = nullptr;
-  niwaki::cuda::check(cudaMalloc(&memory, bytes), "taking " + std::to_string(bytes) + " bytes for adapter slots");
+  niwaki::cuda::check(cudaMalloc(&memory, bytes),
+                      "taking " + std::to_string(bytes) + " bytes for adapter slots");
   bytes_ += bytes;
   return Memory(memory);
 }
@@ -139,7 +141,8 @@ void CudaAdapterSlots::find_targets(const std::vector<LinearTensor>& tensors) {
     const size_t index = tensors[first].op;
     for (last = first; last < tensors.size() && tensors[last].op == index;) ++last;
     const auto of_op = std::span(tensors).subspan(first, last - first);
-    if (std::none_of(of_op.begin(), of_op.end(), [&](const LinearTensor& t) { return targets_.find(t.name) >= 0; }))
+    if (std::none_of(of_op.begin(), of_op.end(),
+                     [&](const LinearTensor& t) { return targets_.find(t.name) >= 0; }))
       continue;
     if (of_op.size() > kMaxOpTensors) {
       refuse(of_op[0].name + " is stacked with more than " + std::to_string(kMaxOpTensors - 1) +
@@ -189,11 +192,13 @@ void CudaAdapterSlots::upload_target(ThreadPool& pool, int32_t slot, const Adapt
   std::vector<uint8_t> a(ranks * padded(shape.columns) * targets_.value_bytes());
   std::vector<uint8_t> b(rows * rank * targets_.value_bytes());
   std::vector<float> rank_scale(rank), row_scale(target.row_scale.empty() ? 0 : rows);
-  AdapterPart part{.a = a.data(), .b = b.data(), .rank_scale = rank_scale.data(), .row_scale = row_scale.data()};
+  AdapterPart part{
+      .a = a.data(), .b = b.data(), .rank_scale = rank_scale.data(), .row_scale = row_scale.data()};
   AdapterPart* const parts[] = {&part};
   pack_adapter(kernels_, pool, targets_, {&target, 1}, {&scales, 1}, parts);
 
-  const AdapterTargets::Place& place = targets_.places()[static_cast<size_t>(targets_.index_of(target.tensor))];
+  const AdapterTargets::Place& place =
+      targets_.places()[static_cast<size_t>(targets_.index_of(target.tensor))];
   const size_t begin = static_cast<size_t>(slot) * targets_.slot_bytes();
   upload(stream, begin + place.a, a.data(), a.size());
   upload(stream, begin + place.b, b.data(), b.size());
@@ -204,20 +209,23 @@ void CudaAdapterSlots::upload_target(ThreadPool& pool, int32_t slot, const Adapt
 
 void CudaAdapterSlots::upload(cudaStream_t stream, size_t at, const void* from, size_t bytes) {
   if (bytes == 0) return;
-  niwaki::cuda::check(cudaMemcpyAsync(static_cast<uint8_t*>(slots_.get()) + at, from, bytes, cudaMemcpyHostToDevice, stream),
-                      "loading an adapter");
+  niwaki::cuda::check(
+      cudaMemcpyAsync(static_cast<uint8_t*>(slots_.get()) + at, from, bytes, cudaMemcpyHostToDevice, stream),
+      "loading an adapter");
 }
 
 void CudaAdapterSlots::upload_states(cudaStream_t stream, int32_t slot) {
   const size_t targets = shapes().size(), first = static_cast<size_t>(slot) * targets;
-  niwaki::cuda::check(cudaMemcpyAsync(static_cast<AdapterState*>(device_states_.get()) + first, &states_[first],
-                                      targets * sizeof(AdapterState), cudaMemcpyHostToDevice, stream),
-                      "loading an adapter");
+  niwaki::cuda::check(
+      cudaMemcpyAsync(static_cast<AdapterState*>(device_states_.get()) + first, &states_[first],
+                      targets * sizeof(AdapterState), cudaMemcpyHostToDevice, stream),
+      "loading an adapter");
   niwaki::cuda::check(cudaStreamSynchronize(stream), "loading an adapter");
 }
 
-std::vector<float> CudaAdapterSlots::row_norms(ThreadPool& pool, const AdapterTarget& target,
-                                               const std::function<void(int64_t row, float* weights)>& copy_row) const {
+std::vector<float> CudaAdapterSlots::row_norms(
+    ThreadPool& pool, const AdapterTarget& target,
+    const std::function<void(int64_t row, float* weights)>& copy_row) const {
   return adapter_row_norms(kernels_, pool, targets_, target, copy_row);
 }
 
@@ -252,8 +260,8 @@ void CudaAdapterSlots::project(size_t op, int32_t rows, const uint8_t* step, con
   if (touches(op)) launch_project(ops_[op], rows, step, x, x_stride, stream);
 }
 
-void CudaAdapterSlots::add(size_t op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride, float* out,
-                           int64_t out_stride, bool accumulate, cudaStream_t stream) const {
+void CudaAdapterSlots::add(size_t op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride,
+                           float* out, int64_t out_stride, bool accumulate, cudaStream_t stream) const {
   if (touches(op)) launch_add(ops_[op], rows, step, y, y_stride, out, out_stride, accumulate, stream);
 }
 

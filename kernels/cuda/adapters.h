@@ -24,9 +24,9 @@ struct LinearTensor {
 /// The adapters that steps of a plan may use, in memory of the GPU that is taken once.
 class CudaAdapterSlots final : public AdapterSlots {
  public:
-  /// `kernels`: of the CPU's tier, which packs what is loaded. `tensors`: all tensors of the plan's linear operations;
-  /// those of one operation follow one another. Throws kInvalidArgument naming a target that is not among them,
-  /// kOutOfMemory.
+  /// `kernels`: of the CPU's tier, which packs what is loaded. `tensors`: all tensors of the plan's linear
+  /// operations; those of one operation follow one another. Throws kInvalidArgument naming a target that is
+  /// not among them, kOutOfMemory.
   CudaAdapterSlots(const AdapterKernels& kernels, const std::vector<LinearTensor>& tensors, int32_t max_rows,
                    int32_t max_outputs, AdapterSlotsSpec spec);
 
@@ -39,12 +39,13 @@ class CudaAdapterSlots final : public AdapterSlots {
   void check(int32_t slot, const std::vector<AdapterTarget>& adapter) const { targets_.check(slot, adapter); }
   void check(const AdapterTarget& target) const { targets_.check(target); }
 
-  /// Replaces what a slot holds; nothing at all empties it. From inside a job of the pool, with what `check` has passed,
-  /// while no step runs; returns when it is done. Throws kNonFinite naming the tensor, and then leaves the slot as it was.
+  /// Replaces what a slot holds; nothing at all empties it. From inside a job of the pool, with what `check`
+  /// has passed, while no step runs; returns when it is done. Throws kNonFinite naming the tensor, and then
+  /// leaves the slot as it was.
   void load(ThreadPool& pool, int32_t slot, const std::vector<AdapterTarget>& adapter, cudaStream_t stream);
 
-  /// || W + scale B A || of every row of the target's tensor, as the CPU computes it; from inside a job, as above.
-  /// `copy_row` gives a row of W in float32, on any thread.
+  /// || W + scale B A || of every row of the target's tensor, as the CPU computes it; from inside a job, as
+  /// above. `copy_row` gives a row of W in float32, on any thread.
   std::vector<float> row_norms(ThreadPool& pool, const AdapterTarget& target,
                                const std::function<void(int64_t row, float* weights)>& copy_row) const;
 
@@ -53,14 +54,15 @@ class CudaAdapterSlots final : public AdapterSlots {
   /// Whether adapters may change a linear operation's result. `project` and `add` do nothing if not.
   bool touches(size_t op) const { return op < ops_.size() && ops_[op].tensor_count > 0; }
 
-  /// Which rows of a step have which adapters, as AdapterStep; empty if none has one. Throws kInvalidArgument if a
-  /// sequence uses a slot that holds none.
+  /// Which rows of a step have which adapters, as AdapterStep; empty if none has one. Throws kInvalidArgument
+  /// if a sequence uses a slot that holds none.
   std::vector<uint8_t> pack_step(const Step& step) const;
   /// Bytes that pack_step gives at most.
   size_t max_step_bytes() const;
 
-  /// The kernels of one operation, in this order (adapter_kernels.h). `rows` is the bucket of rows, or of output rows;
-  /// `step` is in device memory, at a multiple of 16 bytes, since before the step's first kernel.
+  /// The kernels of one operation, in this order (adapter_kernels.h). `rows` is the bucket of rows, or of
+  /// output rows; `step` is in device memory, at a multiple of 16 bytes, since before the step's first
+  /// kernel.
   void project(size_t op, int32_t rows, const uint8_t* step, const float* x, int64_t x_stride,
                cudaStream_t stream) const;
   void add(size_t op, int32_t rows, const uint8_t* step, const float* y, int64_t y_stride, float* out,

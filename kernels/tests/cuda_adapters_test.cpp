@@ -1,4 +1,5 @@
-// Adapters on the GPU (or its emulator): what the kernels of one linear operation compute, and what cannot be loaded.
+// Adapters on the GPU (or its emulator): what the kernels of one linear operation compute, and what cannot be
+// loaded.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -79,7 +80,8 @@ Step step_of(const std::vector<Sequence>& sequences) {
   return step;
 }
 
-/// y = W x for tensors of so many rows, stacked, of which some are targets. Rows of x and y are wider than they need be.
+/// y = W x for tensors of so many rows, stacked, of which some are targets. Rows of x and y are wider than
+/// they need be.
 struct Linear {
   std::vector<int64_t> part_rows;
   int64_t columns;
@@ -105,17 +107,20 @@ struct Linear {
     return tensors;
   }
   std::shared_ptr<CudaAdapterSlots> make_slots(AdapterSlotsSpec spec) const {
-    return std::make_shared<CudaAdapterSlots>(kPortableAdapterKernels, tensors(), kRows, kRows, std::move(spec));
+    return std::make_shared<CudaAdapterSlots>(kPortableAdapterKernels, tensors(), kRows, kRows,
+                                              std::move(spec));
   }
 
   /// What becomes of `out`, where row i of the step has row from[i] of x and y. Not accumulating, `out` is y.
-  std::vector<float> run(const CudaAdapterSlots& slots, const Step& step, int32_t bucket, const std::vector<int>& from,
-                         const std::vector<float>* out = nullptr) const {
+  std::vector<float> run(const CudaAdapterSlots& slots, const Step& step, int32_t bucket,
+                         const std::vector<int>& from, const std::vector<float>* out = nullptr) const {
     std::vector<float> rows_x(static_cast<size_t>(bucket * x_stride), NAN);
     std::vector<float> rows_y(static_cast<size_t>(bucket * y_stride), 7);
     for (size_t i = 0; i < from.size(); ++i) {
-      std::copy_n(x.begin() + from[i] * x_stride, columns, rows_x.begin() + static_cast<int64_t>(i) * x_stride);
-      std::copy_n(y.begin() + from[i] * y_stride, y_stride, rows_y.begin() + static_cast<int64_t>(i) * y_stride);
+      std::copy_n(x.begin() + from[i] * x_stride, columns,
+                  rows_x.begin() + static_cast<int64_t>(i) * x_stride);
+      std::copy_n(y.begin() + from[i] * y_stride, y_stride,
+                  rows_y.begin() + static_cast<int64_t>(i) * y_stride);
     }
     const std::vector<uint8_t> packed = slots.pack_step(step);
     CHECK(!packed.empty() && packed.size() <= slots.max_step_bytes());
@@ -136,12 +141,15 @@ struct Linear {
     return run(slots, step, bucket, from);
   }
 
-  /// A matrix of an adapter as a slot holds it, in double: [rows][columns] of `at`, integers by rows or by columns.
+  /// A matrix of an adapter as a slot holds it, in double: [rows][columns] of `at`, integers by rows or by
+  /// columns.
   static std::vector<double> rounded(AdapterType type, int64_t rows, int64_t columns, bool by_columns,
                                      const std::function<float(int64_t, int64_t)>& at) {
     std::vector<double> values;
     std::vector<float> largest(static_cast<size_t>(by_columns ? columns : rows));
-    const auto scale_of = [&](int64_t r, int64_t c) -> float& { return largest[static_cast<size_t>(by_columns ? c : r)]; };
+    const auto scale_of = [&](int64_t r, int64_t c) -> float& {
+      return largest[static_cast<size_t>(by_columns ? c : r)];
+    };
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < columns; ++c) scale_of(r, c) = std::max(scale_of(r, c), std::fabs(at(r, c)));
     }
@@ -159,26 +167,31 @@ struct Linear {
   }
 
   /// What a mix makes of a row of y, in double.
-  std::vector<double> reference(AdapterType type, int row, const std::vector<std::pair<const Pair*, double>>& mix) const {
+  std::vector<double> reference(AdapterType type, int row,
+                                const std::vector<std::pair<const Pair*, double>>& mix) const {
     std::vector<double> result;
     int64_t first = 0;
     for (size_t part = 0; part < part_rows.size(); first += part_rows[part++]) {
-      std::vector<double> sums(y.begin() + row * y_stride + first, y.begin() + row * y_stride + first + part_rows[part]);
+      std::vector<double> sums(y.begin() + row * y_stride + first,
+                               y.begin() + row * y_stride + first + part_rows[part]);
       const std::vector<double> bases = sums;
       for (const auto& [pair, weight] : mix) {
         if (pair->target.tensor != "w" + std::to_string(part)) continue;
         const int64_t rank = pair->target.rank;
-        const auto a = rounded(type, rank, columns, false, [&](int64_t k, int64_t c) { return pair->a_at(k, c); });
-        const auto b =
-            rounded(type, part_rows[part], rank, true, [&](int64_t r, int64_t k) { return pair->b_at(r, k); });
+        const auto a =
+            rounded(type, rank, columns, false, [&](int64_t k, int64_t c) { return pair->a_at(k, c); });
+        const auto b = rounded(type, part_rows[part], rank, true,
+                               [&](int64_t r, int64_t k) { return pair->b_at(r, k); });
         std::vector<double> t(static_cast<size_t>(rank));
         for (int64_t i = 0; i < rank * columns; ++i)
           t[static_cast<size_t>(i / columns)] +=
-              a[static_cast<size_t>(i)] * static_cast<double>(x[static_cast<size_t>(row * x_stride + i % columns)]);
+              a[static_cast<size_t>(i)] *
+              static_cast<double>(x[static_cast<size_t>(row * x_stride + i % columns)]);
         for (size_t r = 0; r < sums.size(); ++r) {
           double change = 0;
           for (size_t k = 0; k < t.size(); ++k) change += b[r * t.size() + k] * t[k];
-          const double f = pair->target.row_scale.empty() ? 1 : static_cast<double>(pair->target.row_scale[r]);
+          const double f =
+              pair->target.row_scale.empty() ? 1 : static_cast<double>(pair->target.row_scale[r]);
           sums[r] += weight * ((f - 1) * bases[r] + f * static_cast<double>(pair->target.scale) * change);
         }
       }
@@ -203,7 +216,8 @@ std::vector<AdapterTarget> targets_of(const std::vector<Pair>& adapter) {
   return targets;
 }
 
-/// Four adapters of a Linear of at least two tensors: of all tensors or one, of many ranks, two with row scales.
+/// Four adapters of a Linear of at least two tensors: of all tensors or one, of many ranks, two with row
+/// scales.
 std::vector<std::vector<Pair>> four_adapters(const Linear& linear, DataType from) {
   const auto pair = [&](size_t part, int rank, uint64_t seed, bool dora = false) {
     return Pair("w" + std::to_string(part), linear.part_rows[part], linear.columns, rank, from, seed, dora);
@@ -225,9 +239,10 @@ std::vector<std::string> names_of(const Linear& linear) {
 
 /// Twelve sequences: all adapters, alone and mixed, a mix that comes twice, rows without any.
 std::vector<Sequence> twelve_sequences() {
-  return {{1, {{1, 1}}}, {2, {}},          {1, {{2, 1}}},          {3, {{3, -0.5f}}},
-          {1, {{4, 1}}}, {9, {{1, 0.5f}}}, {1, {{1, 1}}},          {2, {{2, 0.5f}, {3, 0.25f}, {1, 2}, {4, 1}}},
-          {1, {}},       {1, {{2, 1}}},    {1, {{3, 1}, {3, -1}}}, {1, {{4, 0}}}};
+  return {
+      {1, {{1, 1}}}, {2, {}},          {1, {{2, 1}}},          {3, {{3, -0.5f}}},
+      {1, {{4, 1}}}, {9, {{1, 0.5f}}}, {1, {{1, 1}}},          {2, {{2, 0.5f}, {3, 0.25f}, {1, 2}, {4, 1}}},
+      {1, {}},       {1, {{2, 1}}},    {1, {{3, 1}, {3, -1}}}, {1, {{4, 0}}}};
 }
 
 constexpr int kTwelveRows = 24;
@@ -238,10 +253,13 @@ TEST(agrees_with_double) {
   for (const int64_t columns : {16, 75, 512, 1300}) {
     const Linear linear({70, 33, 300}, columns);
     for (const AdapterType type : {AdapterType::kF16, AdapterType::kI8}) {
-      const DataType from = columns == 75 ? DataType::kF32 : columns == 512 ? DataType::kBF16 : DataType::kF16;
+      const DataType from = columns == 75    ? DataType::kF32
+                            : columns == 512 ? DataType::kBF16
+                                             : DataType::kF16;
       const auto adapters = four_adapters(linear, from);
       const auto slots = linear.make_slots({5, 20, type, names_of(linear)});
-      for (size_t i = 0; i < adapters.size(); ++i) load(*slots, static_cast<int32_t>(i + 1), targets_of(adapters[i]));
+      for (size_t i = 0; i < adapters.size(); ++i)
+        load(*slots, static_cast<int32_t>(i + 1), targets_of(adapters[i]));
       const auto sequences = twelve_sequences();
       for (const int bucket : {32, 128}) {
         const auto y = linear.run(*slots, step_of(sequences), bucket);
@@ -249,11 +267,13 @@ TEST(agrees_with_double) {
         for (const Sequence& s : sequences) {
           std::vector<std::pair<const Pair*, double>> mix;
           for (const AdapterUse& use : s.mix) {
-            for (const Pair& pair : adapters[static_cast<size_t>(use.slot - 1)]) mix.emplace_back(&pair, use.weight);
+            for (const Pair& pair : adapters[static_cast<size_t>(use.slot - 1)])
+              mix.emplace_back(&pair, use.weight);
           }
           for (int i = 0; i < s.rows; ++i, ++row) {
             const auto expected = linear.reference(type, row, mix);
-            const auto found = std::span(y).subspan(static_cast<size_t>(row * linear.y_stride), expected.size());
+            const auto found =
+                std::span(y).subspan(static_cast<size_t>(row * linear.y_stride), expected.size());
             CHECK(relative_error(found, expected) < 1e-6);
             if (s.mix.empty()) {
               CHECK(std::equal(found.begin(), found.end(), linear.y.begin() + row * linear.y_stride));
@@ -281,7 +301,8 @@ TEST(agrees_with_double_where_pairs_are_aligned) {
   load(*slots, 0, targets_of(adapters[0]));
   for (const int bucket : {1, 8}) {
     const auto y = linear.run(*slots, step_of({{1, {{0, 1}}}}), bucket);
-    const auto expected = linear.reference(AdapterType::kF16, 0, {{&adapters[0][0], 1.0}, {&adapters[0][1], 1.0}});
+    const auto expected =
+        linear.reference(AdapterType::kF16, 0, {{&adapters[0][0], 1.0}, {&adapters[0][1], 1.0}});
     CHECK(relative_error(y, expected) < 1e-6);
   }
 }
@@ -292,7 +313,8 @@ TEST(a_row_has_the_same_bits_alone_and_in_any_batch) {
   for (const AdapterType type : {AdapterType::kF16, AdapterType::kI8}) {
     const auto adapters = four_adapters(linear, DataType::kF16);
     const auto slots = linear.make_slots({5, 24, type, names_of(linear)});
-    for (size_t i = 0; i < adapters.size(); ++i) load(*slots, static_cast<int32_t>(i + 1), targets_of(adapters[i]));
+    for (size_t i = 0; i < adapters.size(); ++i)
+      load(*slots, static_cast<int32_t>(i + 1), targets_of(adapters[i]));
     const auto sequences = twelve_sequences();
     const auto together = linear.run(*slots, step_of(sequences), 32);
     CHECK(together.size() == static_cast<size_t>(32 * linear.y_stride));
@@ -304,7 +326,8 @@ TEST(a_row_has_the_same_bits_alone_and_in_any_batch) {
     for (const Sequence& s : sequences) {
       for (int i = 0; i < s.rows; ++i, ++row) {
         if (s.mix.empty()) continue;
-        for (const int bucket : {1, 4, 65}) CHECK(same(linear.run(*slots, step_of({{1, s.mix}}), bucket, {row}), 0, row));
+        for (const int bucket : {1, 4, 65})
+          CHECK(same(linear.run(*slots, step_of({{1, s.mix}}), bucket, {row}), 0, row));
       }
       if (s.rows > 1 && !s.mix.empty()) {
         std::vector<int> from(static_cast<size_t>(s.rows));
@@ -357,7 +380,8 @@ TEST(output_rows_have_the_adapters_of_their_sequences) {
   const auto run = [&](bool per_output, const Step& step, const std::vector<int>& from) {
     linear.per_output = per_output;
     const auto slots = linear.make_slots({5, 20, AdapterType::kF16, names_of(linear)});
-    for (size_t i = 0; i < adapters.size(); ++i) load(*slots, static_cast<int32_t>(i + 1), targets_of(adapters[i]));
+    for (size_t i = 0; i < adapters.size(); ++i)
+      load(*slots, static_cast<int32_t>(i + 1), targets_of(adapters[i]));
     return linear.run(*slots, step, 4, from);
   };
   Step step = step_of({{3, {{1, 1}}}, {2, {}}, {1, {{4, 2}}}});
@@ -382,7 +406,8 @@ TEST(a_slot_is_used_again) {
                  "sequence 0 uses adapter slot 0, which is empty"));
   CHECK(slots->pack_step(step_of({{3, {}}})).empty());
   CHECK(slots->touches(3) && !slots->touches(1) && !slots->touches(2) && !slots->touches(4));
-  CHECK(slots->shapes()[1].rows == 33 && slots->shapes()[1].columns == 64 && slots->bytes() > 2 * 103 * 20 * 2);
+  CHECK(slots->shapes()[1].rows == 33 && slots->shapes()[1].columns == 64 &&
+        slots->bytes() > 2 * 103 * 20 * 2);
 }
 
 TEST(what_cannot_be_loaded_leaves_the_slot_as_it_was) {
@@ -409,10 +434,12 @@ TEST(what_cannot_be_loaded_leaves_the_slot_as_it_was) {
     AdapterTarget spoiled = good.target;
     spoiled.row_scale.assign(70, 1);
     spoiled.row_scale[69] = INFINITY;
-    CHECK(contains(message_of(ErrorCode::kNonFinite, [&] { load(*slots, 1, {spoiled}); }), "w0: row_scale 69"));
+    CHECK(
+        contains(message_of(ErrorCode::kNonFinite, [&] { load(*slots, 1, {spoiled}); }), "w0: row_scale 69"));
     constexpr auto kBad = ErrorCode::kInvalidArgument;
     CHECK(contains(message_of(kBad, [&] { load(*slots, 2, {}); }), "slot must be 0 to 1, got 2"));
-    CHECK(contains(message_of(kBad, [&] { load(*slots, 1, {good.target, good.target}); }), "w0 is there twice"));
+    CHECK(contains(message_of(kBad, [&] { load(*slots, 1, {good.target, good.target}); }),
+                   "w0 is there twice"));
     CHECK(y() == before);
   }
 }
@@ -426,8 +453,18 @@ TEST(slots_fit_their_plan) {
   CHECK(contains(making({1, 8, AdapterType::kF16, {"w0", "w0"}}), "w0 is named twice"));
   CHECK(contains(making({1, 8, AdapterType::kF16, {"w0", "w7"}}), "no tensor called w7"));
   const Linear stacked(std::vector<int64_t>(9, 16), 64);
-  CHECK(contains(message_of(ErrorCode::kInvalidArgument, [&] { stacked.make_slots({1, 8, AdapterType::kF16, {"w0"}}); }),
-                 "w0 is stacked with more than 7 other tensors"));
+  CHECK(contains(
+      message_of(ErrorCode::kInvalidArgument, [&] { stacked.make_slots({1, 8, AdapterType::kF16, {"w0"}}); }),
+      "w0 is stacked with more than 7 other tensors"));
+}
+
+TEST(more_than_the_memory_is_refused) {
+  // A terabyte.
+  const std::vector<LinearTensor> tensors = {{"w", 0, 0, 1 << 20, 1 << 20, false}};
+  const AdapterSlotsSpec spec{64, 4096, AdapterType::kF16, {"w"}};
+  CHECK(contains(message_of(ErrorCode::kOutOfMemory,
+                            [&] { CudaAdapterSlots slots(kPortableAdapterKernels, tensors, 1, 1, spec); }),
+                 "bytes for adapter slots"));
 }
 
 TEST(row_norms_agree_with_double) {
