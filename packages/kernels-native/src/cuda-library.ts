@@ -37,6 +37,7 @@ export function cudaLibrary(): string {
   throw new KernelError(
     "unsupported",
     `The CUDA kernels of @niwaki/kernels-native are not there. Tried:\n${tried.join("\n")}\n` +
-      `They come in a package of their own: npm install @niwaki/kernels-native-linux-x64-cuda\n${cudaNeeds}`,
+      `They come in a package of their own: npm install @niwaki/kernels-native-linux-x64-cuda\n` +
+      `In a checkout, nvcc builds them: pnpm -C packages/kernels-native build:cuda\n${cudaNeeds}`,
   );
 }

@@ -115,6 +115,7 @@ describe("gpus", () => {
         "  build-cuda/libniwaki-cuda.so (a build of this checkout): not there",
         "  @niwaki/kernels-native-linux-x64-cuda: not there",
         "They come in a package of their own: npm install @niwaki/kernels-native-linux-x64-cuda",
+        "In a checkout, nvcc builds them: pnpm -C packages/kernels-native build:cuda",
         cudaNeeds,
       ].join("\n"),
     });
