@@ -50,7 +50,7 @@ class CpuKvCache final : public KvCache {
  public:
   explicit CpuKvCache(const KvShape& shape);  // throws kInvalidArgument, kOutOfMemory
 
-  size_t bytes() const override { return memory_.size(); }
+  size_t bytes() const override { return static_cast<size_t>(shape().layers) * layer_bytes(); }
   std::byte* keys(int32_t layer, int32_t block, int32_t kv_head) const;
   std::byte* values(int32_t layer, int32_t block, int32_t kv_head) const;
   const KvLayout& layout() const { return layout_; }
