@@ -1,7 +1,7 @@
 // The arrows of the layers, each package with what it may import of the others. Tests may import the private
 // @niwaki/testing and what their package.json names; nothing else gets past its row.
 const MAY_IMPORT = {
-  "kernels-native": ["kernels-native-linux-x64-gnu"],
+  "kernels-native": ["kernels-native-linux-x64-gnu", "kernels-native-linux-x64-cuda"],
   gguf: [],
   tokenizer: [],
   "paged-kv": [],
@@ -94,7 +94,7 @@ module.exports = {
   ],
   options: {
     doNotFollow: { path: ["node_modules", "/dist/"] },
-    exclude: { path: ["/fixtures/", "/coverage/", "/build/"] },
+    exclude: { path: ["/fixtures/", "/coverage/", "/build(-cuda)?/"] },
     tsPreCompilationDeps: true,
     combinedDependencies: false,
     enhancedResolveOptions: { exportsFields: ["exports"], conditionNames: ["import", "node", "default"] },

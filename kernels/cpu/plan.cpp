@@ -20,13 +20,10 @@ constexpr int64_t kAlignment = 64;  // bytes
 }  // namespace
 
 CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_ptr<const void> owner)
-    : spec_(std::move(spec)),
+    : QueuedPlan(std::move(spec), std::move(owner)),
       tier_(tier),
       pool_(pool),
-      owner_(std::move(owner)),
       samplers_(static_cast<size_t>(pool.threads())) {
-  check_plan(spec_);
-
   size_t linear_bytes[2]{};
   int64_t attention_floats = 0;
   for (const LabeledOp& labeled : spec_.ops) {

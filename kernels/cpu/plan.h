@@ -16,24 +16,20 @@
 #include "cpu/sampling.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
-#include "niwaki/device.h"
+#include "src/queued_device.h"
 
 namespace niwaki {
 
 /// A plan bound to a tier and the threads of a device. Its buffers serve one step at a time.
-class CpuPlan final : public Plan {
+class CpuPlan final : public QueuedPlan {
  public:
   /// Throws kInvalidArgument, kOutOfMemory.
   CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_ptr<const void> owner);
 
   size_t bytes() const override { return memory_.size(); }
-  const PlanSpec& spec() const { return spec_; }
   const Tier& tier() const { return tier_; }
-  /// The identity of the device that compiled it. A plan keeps it, so that no later device can have the same.
-  const void* owner() const { return owner_.get(); }
 
-  /// From a job of the pool, with a step that check_step has passed. Throws kCancelled, kNonFinite.
-  StepResult run(const Step& step, const std::atomic<bool>& cancelled);
+  StepResult run(const Step& step, const std::atomic<bool>& cancelled) override;
 
  private:
   struct BoundOp {
@@ -121,10 +117,9 @@ class CpuPlan final : public Plan {
   void require_finite(int64_t first_bad, BufferId buffer, size_t op, const char* what) const;
   std::string describe_row(int64_t row) const;
 
-  const PlanSpec spec_;
+  const PlanSpec& spec_ = spec();
   const Tier& tier_;
   ThreadPool& pool_;
-  const std::shared_ptr<const void> owner_;
   std::vector<BoundOp> ops_;
 
   PageMemory memory_;  // buffers, then scratch

@@ -104,7 +104,8 @@ ThreadPool::ThreadPool(int threads) : state_(kClosed), taken_(static_cast<size_t
   }
 }
 
-ThreadPool::~ThreadPool() {
+void ThreadPool::end() {
+  if (!threads_[0].joinable()) return;
   {
     std::lock_guard lock(mutex_);
     ending_ = true;

@@ -81,8 +81,10 @@ class Worker {
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
-  /// Runs the jobs still queued, then ends the threads. Never from a thread of the pool.
-  ~ThreadPool();
+  ~ThreadPool() { end(); }
+  /// Runs the jobs still queued, then ends the threads; nothing may be submitted any more. Never from a thread of the
+  /// pool.
+  void end();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
   int threads() const { return static_cast<int>(threads_.size()); }

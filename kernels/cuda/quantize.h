@@ -8,21 +8,150 @@ namespace niwaki::cuda {
 
 /// Columns that share a scale of activations.
 constexpr int kGroup = 128;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
-/// Rows of activations as integers of at most 511, in the order in which matrix instructions take them; see
-/// kernels/README.md. kPlanes: two bytes of an integer apart, for few rows; kHalves: float16, for many.
-enum class QuantizedLayout : int32_t { kPlanes, kHalves };
+/// Rows of activations as integers q of at most 511, in the order in which matrix instructions take them. Of a group, column
+/// group_column(lane, t) belongs to a lane and a t of 0..3.
+///
+///   kBits1   [group][row][10 planes][4 words]: bit `lane` of word t of plane p is bit p of q; two's complement
+///   kBits2   [half group][row][12 planes][4 words]: see pack_bits2
+///   kHalves  [group][8 rows][16 cores][row][8 halves]: q as float16, for wgmma
+enum class QuantizedLayout : int32_t { kBits1, kBits2, kHalves };
+
+constexpr int kBits1Planes = 10, kBits2Planes = 11;
+constexpr int kBits1Words = 40, kBits2Words = 48;  // of a (half) group and row
 
 struct Quantized {
   QuantizedLayout layout;
-  int32_t rows;   // that there is room for; a multiple of 4 (kPlanes) or 8 (kHalves)
-  uint8_t* data;  // kPlanes: [group][4 rows][1,024 bytes]; kHalves: [group][8 rows][2,048 bytes]
+  int32_t rows;   // that there is room for; kHalves: a multiple of 8
+  uint8_t* data;
   float* scales;  // [group][rows]
-  int32_t* sums;  // [group][rows]: of the integers
+  int32_t* sums;  // [group][2][rows]: of the integers of each half group
 };
 
-/// By a whole warp: quantizes `count` <= kGroup columns of a row as cpu/quantize.h does, of which lane l has 4 l .. 4 l + 3 (zeros
-/// from `count` on). Returns false, in all lanes, and stores nothing sensible, if one is NaN or infinite.
-__device__ bool quantize_group(const Quantized& out, int row, int group, const float (&x)[4]);
+/// Bytes of the three, each a multiple of 256.
+struct QuantizedBytes {
+  size_t data, scales, sums;
+  QuantizedBytes(QuantizedLayout layout, int64_t rows, int64_t columns) {
+    const auto groups = static_cast<size_t>((columns + kGroup - 1) / kGroup), r = static_cast<size_t>(rows);
+    const size_t each = layout == QuantizedLayout::kBits1   ? kBits1Words * 4
+                        : layout == QuantizedLayout::kBits2 ? 2 * kBits2Words * 4
+                                                            : kGroup * 2;
+    const auto padded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
+    data = padded(groups * r * each);
+    scales = padded(groups * r * sizeof(float));
+    sums = padded(groups * r * 2 * sizeof(int32_t));
+  }
+};
+
+/// The column of a group that element t of a lane is.
+__device__ inline int group_column(int lane, int t) {
+  return (lane & 8) * 8 + 16 * t + (lane & 16) / 2 + (lane & 7);
+}
+
+__device__ inline float warp_max(float x) {
+  for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, i));
+  return x;
+}
+__device__ inline float warp_sum(float x) {
+  for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(kAllLanes, x, i);
+  return x;
+}
+
+/// Bits 0..15 of x at the even places.
+__device__ inline uint32_t spread(uint32_t x) {
+  x = (x | x << 8) & 0x00ff00ffu;
+  x = (x | x << 4) & 0x0f0f0f0fu;
+  x = (x | x << 2) & 0x33333333u;
+  return (x | x << 1) & 0x55555555u;
+}
+
+/// Two bits of a weight, b0 + 2 b1, lie beside each other: plane p has bit p of q at b0's place and bit p - 1 at b1's, so that
+/// the counts of plane p times 2^p (2^10: negative) sum to the product. Word t of half s is of columns 64 s + 16 t + (0..15).
+__device__ inline void pack_bits2(const Quantized& out, int row, int group, const int (&q)[4], int lane) {
+  auto* words = reinterpret_cast<uint32_t*>(out.data);
+  const int half = lane & 1, word = lane >> 1 & 3;
+  uint32_t before = 0;
+  for (int p = 0; p < kBits2Planes; ++p) {
+    uint32_t mine = 0;
+    for (int t = 0; t < 4; ++t) {
+      const uint32_t bits = __ballot_sync(kAllLanes, q[t] >> p & 1) >> 8 * half;
+      if (t == word) mine = (bits & 0xff) | (bits >> 8 & 0xff00);
+    }
+    if (lane < 8) {
+      const size_t at = (static_cast<size_t>(2 * group + half) * static_cast<size_t>(out.rows) +
+                         static_cast<size_t>(row)) * kBits2Words;
+      words[at + static_cast<size_t>(4 * p + word)] = spread(mine) | spread(before) << 1;
+    }
+    before = mine;
+  }
+}
+
+/// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of group_column, zeros beyond the
+/// row's end. Returns false in all lanes, and stores nothing sensible, if one is NaN or infinite.
+__device__ inline bool quantize_lanes(const Quantized& out, int row, int group, const float (&x)[4]) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  float peak = 0, total = 0;
+  for (int t = 0; t < 4; ++t) {
+    peak = fmaxf(peak, fabsf(x[t]));
+    total += fabsf(x[t]) * 0x1p-7f;
+  }
+  peak = warp_max(peak);
+  const float mean = warp_sum(total);
+  if (!(mean <= 3.402823466e38f)) return false;
+  int q[4] = {0, 0, 0, 0};
+  float scale = 0;
+  if (peak > 0) {
+    const float inverse = fminf(fminf(0x1p125f, 511.0f / peak), (32700.0f / 128.0f) / mean);
+    scale = 1.0f / inverse;
+    for (int t = 0; t < 4; ++t) q[t] = __float2int_rn(x[t] * inverse);
+  }
+  const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row), g = static_cast<size_t>(group);
+  if (out.layout == QuantizedLayout::kHalves) {
+    // A lane and the one 16 beside it have the even and the odd elements of a core's eight.
+    uint32_t packed[4];
+    for (int t = 0; t < 4; ++t) {
+      const int other = __shfl_xor_sync(kAllLanes, q[t], 16);
+      packed[t] = __half_as_ushort(__int2half_rn(q[t])) |
+                  static_cast<uint32_t>(__half_as_ushort(__int2half_rn(other))) << 16;
+    }
+    if (lane < 16) {
+      const size_t core = (g * (rows / 8) + r / 8) * 16 + static_cast<size_t>(lane);
+      reinterpret_cast<uint4*>(out.data)[core * 8 + r % 8] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    }
+  } else if (out.layout == QuantizedLayout::kBits1) {
+    auto* words = reinterpret_cast<uint32_t*>(out.data) + (g * rows + r) * kBits1Words;
+    for (int p = 0; p < kBits1Planes; ++p) {
+      uint32_t mine = 0;
+      for (int t = 0; t < 4; ++t) {
+        const uint32_t bits = __ballot_sync(kAllLanes, q[t] >> p & 1);
+        if (t == (lane & 3)) mine = bits;
+      }
+      if (lane < 4) words[4 * p + lane] = mine;
+    }
+  } else {
+    pack_bits2(out, row, group, q, lane);
+  }
+  // Lanes with bit 3 set have the second half of the group.
+  int sum = q[0] + q[1] + q[2] + q[3];
+  for (int i : {16, 4, 2, 1}) sum += __shfl_xor_sync(kAllLanes, sum, i);
+  if (lane == 0) out.scales[g * rows + r] = scale;
+  if (lane == 0 || lane == 8) out.sums[(2 * g + static_cast<size_t>(lane / 8)) * rows + r] = sum;
+  return true;
+}
+
+/// The same, but lane l has columns 4 l .. 4 l + 3.
+__device__ inline bool quantize_group(const Quantized& out, int row, int group, const float (&x)[4]) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  float own[4];
+  for (int t = 0; t < 4; ++t) {
+    const int from = group_column(lane, t) / 4;
+    float got[4];
+    for (int i = 0; i < 4; ++i) got[i] = __shfl_sync(kAllLanes, x[i], from);
+    const int i = lane & 3;  // the column modulo 4
+    own[t] = i == 0 ? got[0] : i == 1 ? got[1] : i == 2 ? got[2] : got[3];
+  }
+  return quantize_lanes(out, row, group, own);
+}
 
 }  // namespace niwaki::cuda

@@ -22,7 +22,8 @@ CudaLibrary& load_cuda_library(const std::string& path) {
   const auto entry = reinterpret_cast<NiwakiCudaLibrary*>(dlsym(handle, kCudaSymbol));
   if (entry == nullptr) refuse("it is another library");
   CudaLibrary* found = entry(kCudaAbi);
-  if (found == nullptr) refuse("it was built from other sources than @niwaki/kernels-native");
+  if (found == nullptr)
+    refuse("it was built from other sources than @niwaki/kernels-native; both must have the same version");
   library = found;
   return *library;
 }

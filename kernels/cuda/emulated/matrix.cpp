@@ -34,18 +34,16 @@ void unpack_a(int lane, const uint32_t* a, float (&matrix)[16][16]) {
   }
 }
 
-/// sums[16][n] += a[16][16] b[16][n]. Products of halves are exact in float64.
-template <int N>
-void add_product(double* sums, const float (&a)[16][16], const double* b, int n) {
+/// A row of eight.
+using Eight = double __attribute__((vector_size(64)));
+
+/// sums[16][n] += a[16][16] b[16][n], n in eights. Products of halves are exact in float64.
+void add_product(Eight* sums, const float (&a)[16][16], const Eight* b, int eights) {
   for (int row = 0; row < 16; ++row) {
-    for (int first = 0; first < n; first += N) {
-      double sum[N];
-      for (int j = 0; j < N; ++j) sum[j] = sums[row * n + first + j];
-      for (int k = 0; k < 16; ++k) {
-        const double factor = a[row][k];
-        for (int j = 0; j < N; ++j) sum[j] += factor * b[k * n + first + j];
-      }
-      for (int j = 0; j < N; ++j) sums[row * n + first + j] = sum[j];
+    for (int j = 0; j < eights; ++j) {
+      Eight sum = sums[row * eights + j];
+      for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[row][k]) * b[k * eights + j];
+      sums[row * eights + j] = sum;
     }
   }
 }
@@ -93,21 +91,21 @@ void load_matrices_transposed(void* const (&arguments)[32], uint32_t) {
 
 void mma_f16(void* const (&arguments)[32], uint32_t) {
   float a[16][16];
-  double b[16 * 8], sums[16 * 8] = {};
+  Eight b[16], sums[16] = {};
   for (int lane = 0; lane < 32; ++lane) {
     const auto& mine = operands<float>(arguments, lane);
     unpack_a(lane, mine.a, a);
     const int k = lane % 4 * 2, n = lane / 4;
     for (int i = 0; i < 2; ++i) {
-      b[(k + i * 8) * 8 + n] = low_half(mine.b[i]);
-      b[(k + i * 8 + 1) * 8 + n] = high_half(mine.b[i]);
+      b[k + i * 8][n] = low_half(mine.b[i]);
+      b[k + i * 8 + 1][n] = high_half(mine.b[i]);
     }
   }
-  add_product<8>(sums, a, b, 8);
+  add_product(sums, a, b, 1);
   for (int lane = 0; lane < 32; ++lane) {
     float* d = operands<float>(arguments, lane).d;
     for (int i = 0; i < 4; ++i) {
-      d[i] = static_cast<float>(d[i] + sums[row_of_sum(lane, i) * 8 + column_of_sum(lane, i)]);
+      d[i] = static_cast<float>(d[i] + sums[row_of_sum(lane, i)][column_of_sum(lane, i)]);
     }
   }
 }
@@ -152,9 +150,9 @@ void mma_bits(void* const (&arguments)[32], uint32_t) {
 
 void multiply(Product& product) {
   float a[16][16];
-  static double b[16 * 256], sums[16 * 256];  // too large for a thread's stack
-  const int n = product.n;
-  std::fill(sums, sums + 16 * n, 0);
+  static Eight b[16 * 32], sums[16 * 32];  // too large for a thread's stack
+  const int n = product.n, eights = n / 8;
+  std::fill(sums, sums + 16 * eights, Eight{});
   for (int lane = 0; lane < 32; ++lane) unpack_a(lane, product.a[lane], a);
   for (int k = 0; k < 16; ++k) {
     for (int j = 0; j < n; ++j) {
@@ -163,13 +161,13 @@ void multiply(Product& product) {
                   block.shared + product.base + static_cast<uint32_t>(k / 8) * product.along_k +
                       static_cast<uint32_t>(j / 8) * product.along_n + j % 8 * 16 + k % 8 * 2,
                   sizeof half);
-      b[k * n + j] = half_to_float(half);
+      b[k * eights + j / 8][j % 8] = half_to_float(half);
     }
   }
-  add_product<8>(sums, a, b, n);
+  add_product(sums, a, b, eights);
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < n / 2; ++i) {
-      const double sum = sums[row_of_sum(lane, i % 4) * n + i / 4 * 8 + column_of_sum(lane, i % 4)];
+      const double sum = sums[row_of_sum(lane, i % 4) * eights + i / 4][column_of_sum(lane, i % 4)];
       float& d = product.sums[lane][i];
       d = static_cast<float>(product.accumulate ? d + sum : sum);
     }

@@ -1,5 +1,6 @@
 import { adaptersBenchmark } from "./adapters/adapters.js";
 import { cpuBenchmark } from "./cpu/cpu.js";
+import { cudaBenchmark } from "./cuda/cuda.js";
 import { engineBenchmark } from "./engine/engine.js";
 import { loadBenchmark } from "./load/load.js";
 
@@ -7,6 +8,7 @@ import { loadBenchmark } from "./load/load.js";
 const benchmarks: Record<string, (args: string[]) => Promise<void>> = {
   adapters: adaptersBenchmark,
   cpu: cpuBenchmark,
+  cuda: cudaBenchmark,
   engine: engineBenchmark,
   load: loadBenchmark,
 };

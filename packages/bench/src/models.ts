@@ -32,12 +32,23 @@ export function outputDirectory(): string {
   return directory;
 }
 
-/** Bytes of weights that one decoded token reads: all, but for an embedding table that is not also the LM head. */
-export async function decodedBytes(path: string): Promise<number> {
+/** What every step of a model reads and computes with: all weights but an embedding table that is not also the LM head. */
+export interface ModelSize {
+  /** In the file. */
+  readonly bytes: number;
+  readonly layerWeights: number;
+  /** Of the LM head, which only rows with logits pass. */
+  readonly headWeights: number;
+}
+
+export async function modelSize(path: string): Promise<ModelSize> {
   const { tensors } = await GgufFile.open(path);
-  let bytes = 0;
-  for (const [name, tensor] of tensors) {
-    if (name !== "token_embd.weight" || !tensors.has("output.weight")) bytes += tensor.byteLength;
+  const head = tensors.has("output.weight") ? "output.weight" : "token_embd.weight";
+  const size = { bytes: 0, layerWeights: 0, headWeights: 0 };
+  for (const [name, { byteLength, dims }] of tensors) {
+    if (name === "token_embd.weight" && name !== head) continue;
+    size.bytes += byteLength;
+    size[name === head ? "headWeights" : "layerWeights"] += dims.reduce((product, dim) => product * dim, 1);
   }
-  return bytes;
+  return size;
 }

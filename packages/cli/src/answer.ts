@@ -1,4 +1,4 @@
-import type { FinishReason, Piece } from "@niwaki/qwen3-model";
+import type { FinishReason, Piece, Qwen3Model } from "@niwaki/qwen3-model";
 import { ThinkingText } from "./thinking.js";
 
 /** An answer that was streamed to its end, and how long it took. */
@@ -78,6 +78,11 @@ export function summary(answer: Answer): string {
   if (answer.tokensPerSecond !== null) parts.push(`${answer.tokensPerSecond.toFixed(1)} tokens/s`);
   if (answer.finishReason !== "stop") parts.push(answer.finishReason === "abort" ? "stopped" : "out of room");
   return parts.join(", ");
+}
+
+/** The GPU that a model runs on, for the end of a line; nothing on a CPU. */
+export function onGpu({ device }: Pick<Qwen3Model, "device">): string {
+  return device.backend === "cpu" ? "" : `, on ${device.name}`;
 }
 
 /** Shows an answer on standard output, and thoughts, dimmed on a terminal, on standard error. */

@@ -19,7 +19,8 @@ interface Result {
 
 function niwaki(args: string[], input = "", options: SpawnOptions = {}): Promise<Result> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [program, ...args], { ...options, stdio: "pipe" });
+    const env = { ...process.env, NIWAKI_BACKEND: "", NIWAKI_CUDA_LIBRARY: "/nowhere/libniwaki-cuda.so" };
+    const child = spawn(process.execPath, [program, ...args], { env, ...options, stdio: "pipe" });
     let out = "";
     let err = "";
     child.stdout!.setEncoding("utf8").on("data", (text) => (out += text));
@@ -68,9 +69,29 @@ describe("niwaki run", () => {
   });
 
   it("passes the flags on", async () => {
-    const flags = ["--temp", "1.5", "--seed", "3", "-n", "3", "-t", "1", "-c", "128", "--kv", "f32", "--json"];
+    const flags = [
+      "--backend",
+      "auto",
+      "--temp",
+      "1.5",
+      "--seed",
+      "3",
+      "-n",
+      "3",
+      "-t",
+      "1",
+      "-c",
+      "128",
+      "--kv",
+      "f32",
+      "--json",
+    ];
     const [a, b] = await Promise.all([1, 2].map(() => niwaki(["run", "-p", BEAR, ...flags])));
-    expect(JSON.parse(a!.out)).toMatchObject({ completionTokens: 3, finishReason: "length" });
+    expect(JSON.parse(a!.out)).toMatchObject({
+      completionTokens: 3,
+      finishReason: "length",
+      device: { backend: "cpu", threads: 1 },
+    });
     expect(JSON.parse(a!.out).tokenIds).toEqual(JSON.parse(b!.out).tokenIds);
   });
 
@@ -81,6 +102,11 @@ describe("niwaki run", () => {
     [["run", "-p", "x", "-c", "9999"], /contextLength.*2048/],
     [["run", "-p", "x", "-m", "missing.gguf"], /missing\.gguf/],
     [["run", "-p", "x", "--kv", "q4"], /q4.*f16, f32, q8/s],
+    [["run", "-p", "x", "--backend", "tpu"], /tpu.*cpu, cuda, auto/s],
+    [["run", "-p", "x", "--backend", "cuda"], /nowhere.*cannot be loaded/s],
+    [["run", "-p", "x", "--backend", "cuda", "-t", "2"], /threads is 2.*leave it out/],
+    [["run", "-p", "x", "--backend", "cpu", "--gpu", "1"], /gpu is 1.*"cuda" or "auto"/],
+    [["run", "-p", "x", "--gpu", "first"], /--gpu.*must be a whole number/s],
     [["walk"], /walk/],
   ])("says what is wrong: %j", async (args, message) => {
     const { code, out, err } = await niwaki(args);
@@ -210,6 +236,21 @@ describe("niwaki inspect", () => {
       ["BF16", "F16", "F32", "Q1_0", "Q2_0", "Q4_0", "Q8_0"].sort(),
     );
     expect(found).toMatchObject({ runs: true, problems: [] });
+  });
+});
+
+describe("niwaki doctor", () => {
+  it("says what models can run on, and what is missing", async () => {
+    const { code, out } = await niwaki(["doctor"]);
+    expect(code).toBe(0);
+    expect(out).toMatch(/^Node\.js v.*\n\nCPU\n.*\n {2}kernels .*portable\n {2}usable {5}yes\n\nCUDA\n/);
+    expect(out).toMatch(/\n {2}kernels {4}\/nowhere\/.*\n {2}usable {5}no\n.*cannot be loaded.*No such file/s);
+  });
+
+  it("gives the same as JSON", async () => {
+    const { cpu, cuda } = JSON.parse((await niwaki(["doctor", "--json"])).out);
+    expect(cpu.kernels.at(-1)).toBe("portable");
+    expect(cuda).toMatchObject({ gpus: [], library: "/nowhere/libniwaki-cuda.so" });
   });
 });
 

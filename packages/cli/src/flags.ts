@@ -3,9 +3,12 @@ import type { GenerateOptions, LoadOptions } from "@niwaki/qwen3-model";
 import { type Command, InvalidArgumentError, Option } from "commander";
 
 type KvType = NonNullable<LoadOptions["kvType"]>;
+type Backend = NonNullable<LoadOptions["backend"]>;
 
 export interface ModelFlags {
   model: string;
+  backend?: Backend;
+  gpu?: number;
   threads?: number;
   ctxSize?: number;
   kv?: KvType;
@@ -44,6 +47,13 @@ export function addModelFlags(command: Command): Command {
 /** Flags of every command that runs a model. */
 export function addRunFlags(command: Command): Command {
   return command
+    .addOption(
+      new Option(
+        "--backend <name>",
+        "where the model runs: cpu; cuda, an NVIDIA GPU; auto, a GPU if one is usable (default: cpu, or NIWAKI_BACKEND)",
+      ).choices(["cpu", "cuda", "auto"] satisfies Backend[]),
+    )
+    .option("--gpu <n>", "the number of a GPU; the first usable one if absent", wholeNumber)
     .option("-t, --threads <n>", "CPU threads; one per core if absent", wholeNumber)
     .addOption(
       new Option("--kv <type>", "number type of the KV cache").choices(["f16", "f32", "q8"] satisfies KvType[]),
@@ -81,6 +91,8 @@ export function addAnswerFlags(command: Command): Command {
 
 export function loadOptions(flags: Omit<ModelFlags, "model">): LoadOptions {
   return given({
+    backend: flags.backend,
+    gpu: flags.gpu,
     threads: flags.threads,
     contextLength: flags.ctxSize,
     kvType: flags.kv,

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { Command } from "commander";
 import { chatCommand } from "./commands/chat.js";
+import { doctorCommand } from "./commands/doctor.js";
 import { inspectCommand } from "./commands/inspect.js";
 import { logitsCommand } from "./commands/logits.js";
 import { mergeCommand } from "./commands/merge.js";
@@ -26,6 +27,7 @@ export async function runCli(args: readonly string[]): Promise<void> {
     .addCommand(logitsCommand())
     .addCommand(traceCommand())
     .addCommand(mergeCommand())
+    .addCommand(doctorCommand())
     .parseAsync(args, { from: "user" })
     .catch(report);
 }

@@ -4,7 +4,7 @@ import { listFiles } from "./fingerprint.mjs";
 import { capture, ROOT } from "./process.mjs";
 import { workspacePackages } from "./workspace.mjs";
 
-const MADE = new Set(["node_modules", "build", "dist"]);
+const MADE = new Set(["node_modules", "build", "build-cuda", "dist"]);
 const CXX = /\.(cpp|hpp|h|cc|cu|cuh)$/;
 
 /** Runs clang-format with the given options on all of our C++: `{ code, output }`. */

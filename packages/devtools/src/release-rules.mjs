@@ -7,6 +7,8 @@ export function lockfileProblems(lockfile) {
     .map(({ line, number }) => `pnpm-lock.yaml:${number}: ${line}`);
 }
 
+const UNSAFE = "___experimentalUnsafeOptions_WILL_CHANGE_IN_PATCH";
+
 /** What in the settings of changesets or in the manifests keeps a package from having a version of its own. */
 export function changesetProblems(config, manifests) {
   const problems = [];
@@ -15,6 +17,11 @@ export function changesetProblems(config, manifests) {
   }
   if (config.access !== "public") problems.push('.changeset/config.json: "access" is not "public"');
   if (config.baseBranch !== "main") problems.push('.changeset/config.json: "baseBranch" is not "main"');
+  if (!config[UNSAFE]?.onlyUpdatePeerDependentsWhenOutOfRange) {
+    problems.push(
+      '.changeset/config.json: without "onlyUpdatePeerDependentsWhenOutOfRange" every release of a peer is a major one',
+    );
+  }
   for (const { name, version } of manifests) {
     if (!/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(version ?? "")) problems.push(`${name}: version "${version}" is no version`);
   }

@@ -15,7 +15,14 @@ it("finds registry addresses and archives in a lockfile", () => {
   ]);
 });
 
-const CONFIG = { fixed: [], linked: [], ignore: [], access: "public", baseBranch: "main" };
+const CONFIG = {
+  fixed: [],
+  linked: [],
+  ignore: [],
+  access: "public",
+  baseBranch: "main",
+  ___experimentalUnsafeOptions_WILL_CHANGE_IN_PATCH: { onlyUpdatePeerDependentsWhenOutOfRange: true },
+};
 const PACKAGES = [
   { name: "@niwaki/gguf", version: "1.2.3" },
   { name: "@niwaki/cli", version: "0.1.0-next.0" },
@@ -23,6 +30,13 @@ const PACKAGES = [
 
 it("accepts packages each on its own version", () => {
   expect(changesetProblems(CONFIG, PACKAGES)).toEqual([]);
+});
+
+it("finds that releases of peers would be major ones", () => {
+  const { ___experimentalUnsafeOptions_WILL_CHANGE_IN_PATCH: _, ...config } = CONFIG;
+  expect(changesetProblems(config, PACKAGES)).toEqual([
+    '.changeset/config.json: without "onlyUpdatePeerDependentsWhenOutOfRange" every release of a peer is a major one',
+  ]);
 });
 
 it("finds packages tied together, a wrong base and a missing version", () => {

@@ -15,7 +15,7 @@ const ROOT_CONFIGS = [
 const INSTALL_CONFIGS = ["package.json", "pnpm-lock.yaml", "pnpm-workspace.yaml", ".npmrc"];
 
 /** Folders made by a build or an install, and what only tests read: none of it goes into what `npm start` runs. */
-const NOT_SOURCE = new Set(["node_modules", "dist", "build", "coverage", ".turbo", "fixtures", "tests"]);
+const NOT_SOURCE = new Set(["node_modules", "dist", "build", "build-cuda", "coverage", ".turbo", "fixtures", "tests"]);
 
 /**
  * What the tree asks for: `install` changes when other packages must be installed, `build` when something must be

@@ -16,6 +16,9 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   JobQueue::create(env);
   add<tiers>(exports, "tiers");
   add<open_device>(exports, "openDevice");
+  add<cuda_gpus>(exports, "cudaGpus");
+  add<open_cuda_device>(exports, "openCudaDevice");
+  add<cuda_bounds>(exports, "cudaBounds");
   add<open_file>(exports, "openFile");
   add<load_matrix>(exports, "loadMatrix");
   add<load_vector>(exports, "loadVector");

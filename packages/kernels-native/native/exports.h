@@ -7,6 +7,10 @@ namespace niwaki::node {
 // device.cpp
 Napi::Value tiers(const Napi::CallbackInfo& info);        // () => string[]
 Napi::Value open_device(const Napi::CallbackInfo& info);  // (threads, tier) => { handle, threads, tier }
+Napi::Value cuda_gpus(
+    const Napi::CallbackInfo& info);  // (path) => { name, major, minor, memory, freeMemory, usable }[]
+Napi::Value open_cuda_device(const Napi::CallbackInfo& info);  // (path, gpu) => { handle, threads, tier }
+Napi::Value cuda_bounds(const Napi::CallbackInfo& info);  // (path, gpu) => { bytesPerSecond, flopsPerSecond }
 Napi::Value cancel_job(const Napi::CallbackInfo& info);   // (job) => void
 Napi::Value finish_job(const Napi::CallbackInfo& info);   // (job) => void
 Napi::Value dispose(const Napi::CallbackInfo& info);      // (handle) => void
@@ -20,7 +24,7 @@ Napi::Value load_vector(const Napi::CallbackInfo& info);  // (source, columns) =
 
 // kv_cache.cpp
 Napi::Value create_kv_cache(
-    const Napi::CallbackInfo& info);  // (shape) => { handle, byteLength, blockByteLength }
+    const Napi::CallbackInfo& info);  // (device, shape) => { handle, byteLength, blockByteLength }
 Napi::Value copy_kv_block(const Napi::CallbackInfo& info);   // (cache, from, to) => void
 Napi::Value read_kv_block(const Napi::CallbackInfo& info);   // (cache, block) => Uint8Array
 Napi::Value write_kv_block(const Napi::CallbackInfo& info);  // (cache, block, bytes) => void

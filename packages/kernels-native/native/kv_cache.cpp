@@ -1,7 +1,6 @@
-#include "niwaki/device.h"
-
 #include "exports.h"
 #include "handle.h"
+#include "niwaki/device.h"
 
 namespace niwaki::node {
 
@@ -9,13 +8,12 @@ Napi::Value create_kv_cache(const Napi::CallbackInfo& info) {
   const auto env = info.Env();
   const auto shape = info[1].As<Napi::Object>();
   const auto number = [&](const char* name) { return shape.Get(name).As<Napi::Number>().Int32Value(); };
-  auto cache =
-      unwrap<Device>(info[0])->create_kv_cache({.layers = number("layers"),
-                                                .kv_heads = number("kvHeads"),
-                                                .head_dim = number("headDim"),
-                                                .block_size = number("blockSize"),
-                                                .blocks = number("blocks"),
-                                                .type = static_cast<KvType>(number("type"))});
+  auto cache = unwrap<Device>(info[0])->create_kv_cache({.layers = number("layers"),
+                                                         .kv_heads = number("kvHeads"),
+                                                         .head_dim = number("headDim"),
+                                                         .block_size = number("blockSize"),
+                                                         .blocks = number("blocks"),
+                                                         .type = static_cast<KvType>(number("type"))});
   const size_t bytes = cache->bytes();
   auto result = Napi::Object::New(env);
   result.Set("byteLength", static_cast<double>(bytes));

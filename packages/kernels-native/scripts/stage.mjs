@@ -1,22 +1,34 @@
-// Copies the binary built on this machine into the package of its platform, to be published with it.
+// Copies a binary built on this machine into the package of its platform, to be published with it: the addon, or with the
+// argument `cuda` the CUDA kernels.
 import { copyFileSync, existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-const PACKAGES = { "linux-x64": "kernels-native-linux-x64-gnu" };
+const ADDON = {
+  built: "build/Release/niwaki.node",
+  script: "build:native",
+  packages: { "linux-x64": "linux-x64-gnu" },
+};
+const CUDA = {
+  built: "build-cuda/libniwaki-cuda.so",
+  script: "build:cuda",
+  packages: { "linux-x64": "linux-x64-cuda" },
+};
 
+const { built, script, packages } = process.argv[2] === "cuda" ? CUDA : ADDON;
 const platform = `${process.platform}-${process.arch}`;
-const name = PACKAGES[platform];
-const built = fileURLToPath(new URL("../build/Release/niwaki.node", import.meta.url));
-if (name === undefined) {
+const suffix = packages[platform];
+const source = fileURLToPath(new URL(`../${built}`, import.meta.url));
+if (suffix === undefined) {
   console.error(
-    `There is no package for the binaries of ${platform}; there are those of ${Object.keys(PACKAGES).join(", ")}.`,
+    `There is no package for ${built} of ${platform}; there is one for ${Object.keys(packages).join(", ")}.`,
   );
   process.exitCode = 1;
-} else if (!existsSync(built)) {
-  console.error(`${built} is not there: build it with pnpm build:native.`);
+} else if (!existsSync(source)) {
+  console.error(`${source} is not there: build it with pnpm ${script}.`);
   process.exitCode = 1;
 } else {
-  const target = fileURLToPath(new URL(`../../${name}/niwaki.node`, import.meta.url));
-  copyFileSync(built, target);
-  console.log(`${built} -> ${target}`);
+  const name = built.slice(built.lastIndexOf("/") + 1);
+  const target = fileURLToPath(new URL(`../../kernels-native-${suffix}/${name}`, import.meta.url));
+  copyFileSync(source, target);
+  console.log(`${source} -> ${target}`);
 }

@@ -10,6 +10,21 @@ type Callback<T> = (error: Error | null, result: T) => void;
 /** A job that was started; `cancelJob` takes it. */
 export type JobId = number;
 
+export interface NativeDevice {
+  handle: Handle<"Device">;
+  threads: number;
+  tier: string;
+}
+
+interface NativeGpu {
+  name: string;
+  major: number;
+  minor: number;
+  memory: number;
+  freeMemory: number;
+  usable: boolean;
+}
+
 interface NativeSource {
   name: string;
   type: number;
@@ -52,7 +67,10 @@ interface NativePlanSpec {
 /** The functions of native/exports.h. Arguments are checked before they get here. */
 export interface Addon {
   tiers(): string[];
-  openDevice(threads: number, tier: string): { handle: Handle<"Device">; threads: number; tier: string };
+  openDevice(threads: number, tier: string): NativeDevice;
+  cudaGpus(library: string): NativeGpu[];
+  openCudaDevice(library: string, gpu: number): NativeDevice;
+  cudaBounds(library: string, gpu: number): { bytesPerSecond: number; flopsPerSecond: number };
   openFile(path: string): { handle: Handle<"MappedFile">; byteLength: number };
   loadMatrix(
     device: Handle<"Device">,
@@ -64,12 +82,12 @@ export interface Addon {
   createKvCache(
     device: Handle<"Device">,
     shape: {
-    layers: number;
-    kvHeads: number;
-    headDim: number;
-    blockSize: number;
-    blocks: number;
-    type: number;
+      layers: number;
+      kvHeads: number;
+      headDim: number;
+      blockSize: number;
+      blocks: number;
+      type: number;
     },
   ): { handle: Handle<"KvCache">; byteLength: number; blockByteLength: number };
   copyKvBlock(cache: Handle<"KvCache">, from: number, to: number): void;

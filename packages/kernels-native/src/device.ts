@@ -1,9 +1,11 @@
+import { cpus } from "node:os";
 import { AdapterSlots, type AdapterSlotsOptions, checkSlotsOptions } from "./adapter-slots.js";
-import { addon, type Handle, type NativeAdapterSlots } from "./addon.js";
+import { addon, type Handle, type NativeAdapterSlots, type NativeDevice } from "./addon.js";
 import type { Buffer } from "./buffer.js";
 import { checkInstance, checkInteger, checkObject, checkString, invalid } from "./check.js";
 import { Encoder, type PlanLimits } from "./encoder.js";
-import { callNative } from "./error.js";
+import { callNative, KernelError } from "./error.js";
+import { chooseGpu, gpus } from "./gpu.js";
 import { Jobs } from "./jobs.js";
 import { KvCache, type KvShape } from "./kv-cache.js";
 import { Matrix } from "./matrix.js";
@@ -22,36 +24,80 @@ export function cpuTiers(): string[] {
   return callNative(() => addon().tiers());
 }
 
+/** What a device computes with. */
+export type Backend = "cpu" | "cuda";
+
 export interface DeviceOptions {
-  /** Threads that compute; one per core that this process may use, unless given. */
+  /**
+   * "cpu"; "cuda", an NVIDIA GPU; or "auto", a GPU if there is one that the kernels run on, and else the CPU. "cpu", or what
+   * the environment variable NIWAKI_BACKEND names, unless given.
+   */
+  backend?: Backend | "auto";
+  /** Which of `gpus()`; the first that is usable, unless given. Not for "cpu". */
+  gpu?: number;
+  /** Threads that compute; one per core that this process may use, unless given. Of a CPU: not for "cuda". */
   threads?: number;
-  /** One of `cpuTiers()`; the best, or the one that the environment variable NIWAKI_TIER names, unless given. */
+  /**
+   * One of `cpuTiers()`; the best, or the one that the environment variable NIWAKI_TIER names, unless given. Of a CPU: not
+   * for "cuda".
+   */
   tier?: string;
 }
 
 /**
- * A processor with threads of its own. What is started on it runs in order, off the event loop; a process with nothing
- * left to do but an idle device ends.
+ * A processor: a CPU with threads of its own, or a GPU. What is started on it runs in order, off the event loop; a process
+ * with nothing left to do but an idle device ends.
  */
 export class Device implements AsyncDisposable {
+  readonly backend: Backend;
+  /** Threads of a CPU, multiprocessors of a GPU. */
   readonly threads: number;
+  /** One of `cpuTiers()`; "cuda" on a GPU. */
   readonly tier: string;
+  readonly #gpuName: string | undefined;
   readonly #owner: Owner<Handle<"Device">>;
   readonly #jobs = new Jobs();
   #disposal: Promise<void> | undefined;
 
-  private constructor(native: { handle: Handle<"Device">; threads: number; tier: string }) {
+  private constructor(native: NativeDevice, gpuName?: string) {
     this.#owner = new Owner("Device", native.handle);
+    this.backend = gpuName === undefined ? "cpu" : "cuda";
     this.threads = native.threads;
     this.tier = native.tier;
+    this.#gpuName = gpuName;
   }
 
-  /** Throws `unsupported` for a tier that this machine does not have. */
+  /**
+   * Throws `unsupported` for a tier or a GPU that this machine does not have, and for "cuda" where it cannot run, with the
+   * reason; `out-of-memory`.
+   */
   static open(options: DeviceOptions = {}): Device {
-    const { threads, tier } = checkObject("options", options);
+    const { gpu, threads, tier } = checkObject("options", options);
+    const backend = checkBackend(options.backend);
+    if (gpu !== undefined) checkInteger("options.gpu", gpu, 0);
     if (threads !== undefined) checkInteger("options.threads", threads, 1, 256);
     if (tier !== undefined) checkString("options.tier", tier);
+    if (backend === "cuda") {
+      const allowed = 'it is of a CPU; leave it out with the backend "cuda"';
+      if (threads !== undefined) throw invalid("options.threads", threads, allowed);
+      if (tier !== undefined) throw invalid("options.tier", tier, allowed);
+    }
+    if (backend === "cpu" && gpu !== undefined) {
+      throw invalid("options.gpu", gpu, 'the backend is "cpu"; choose "cuda" or "auto"');
+    }
+    if (backend === "cuda" || (backend === "auto" && isUsable(gpu))) {
+      const { library, index, name } = chooseGpu(gpu);
+      return new Device(
+        callNative(() => addon().openCudaDevice(library, index)),
+        name,
+      );
+    }
     return new Device(callNative(() => addon().openDevice(threads ?? 0, tier ?? "")));
+  }
+
+  /** Of the processor, such as "NVIDIA H200". */
+  get name(): string {
+    return this.#gpuName ?? (cpus()[0]?.model.trim() || `${process.arch} processor`);
   }
 
   /**
@@ -127,10 +173,13 @@ export class Device implements AsyncDisposable {
 
   /**
    * Compiles the forward pass that `build` writes down, and its gradients, into a plan that trains low-rank adapters.
-   * `build` returns the buffer of the logits. Throws `invalid-argument`, `out-of-memory`.
+   * `build` returns the buffer of the logits. Throws `invalid-argument`, `out-of-memory`, and `unsupported` on a GPU.
    */
   encodeTraining(limits: TrainingLimits, build: (encoder: TrainingEncoder) => Buffer): TrainingPlan {
     const device = this.#owner.handle;
+    if (this.backend !== "cpu") {
+      throw new KernelError("unsupported", 'Training runs on the CPU only: open a device with the backend "cpu".');
+    }
     const encoder = new TrainingEncoder(checkObject("limits", limits));
     const spec = encoder.finish(build(encoder));
     const native = callNative(() => addon().compileTraining(device, spec));
@@ -150,4 +199,18 @@ export class Device implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
   }
+}
+
+function checkBackend(given: DeviceOptions["backend"]): Backend | "auto" {
+  const [argument, backend] =
+    given === undefined
+      ? ["the environment variable NIWAKI_BACKEND", process.env.NIWAKI_BACKEND || "cpu"]
+      : ["options.backend", given];
+  if (backend === "cpu" || backend === "cuda" || backend === "auto") return backend;
+  throw invalid(argument, backend, 'it must be "cpu", "cuda" or "auto"');
+}
+
+/** Whether the GPU of this number is usable, or any. */
+function isUsable(gpu: number | undefined): boolean {
+  return gpus().gpus.some(({ index, usable }) => usable && (gpu === undefined || index === gpu));
 }

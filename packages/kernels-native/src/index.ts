@@ -6,9 +6,10 @@ export {
   type AdapterType,
 } from "./adapter-slots.js";
 export { Buffer, QkvBuffer } from "./buffer.js";
-export { cpuTiers, Device, type DeviceOptions } from "./device.js";
+export { type Backend, cpuTiers, Device, type DeviceOptions } from "./device.js";
 export { Encoder, type PlanLimits } from "./encoder.js";
 export { KernelError, type KernelErrorCode } from "./error.js";
+export { type Gpu, type GpuBounds, type GpuReport, gpus, measureGpu } from "./gpu.js";
 export { KvCache, KvLayer, type KvShape, type KvType } from "./kv-cache.js";
 export { MappedFile } from "./mapped-file.js";
 export { Matrix } from "./matrix.js";

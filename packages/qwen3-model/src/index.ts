@@ -6,5 +6,5 @@ export type { Statistics, StepRecord } from "./engine-statistics.js";
 export { ModelError, type ModelErrorCode } from "./error.js";
 export { type Examination, examineModel, kvCacheBytes } from "./examine.js";
 export type { FinishReason, GeneratedToken, Piece, TokenLogprob } from "./generation.js";
-export { type LoadOptions, Qwen3Model } from "./model.js";
+export { type DeviceInfo, type LoadOptions, Qwen3Model } from "./model.js";
 export type { GenerateOptions, Prompt, SamplingOptions } from "./options.js";

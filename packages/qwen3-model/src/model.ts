@@ -2,7 +2,15 @@ import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { rename, rm, writeFile } from "node:fs/promises";
 import { GgufFile } from "@niwaki/gguf";
-import { Device, type KvCache, type KvType, MappedFile, type Matrix, type Plan } from "@niwaki/kernels-native";
+import {
+  type Backend,
+  Device,
+  type KvCache,
+  type KvType,
+  MappedFile,
+  type Matrix,
+  type Plan,
+} from "@niwaki/kernels-native";
 import { readBaseShape } from "@niwaki/lora";
 import type { Policy } from "@niwaki/prefill-scheduler";
 import { type ChatMessage, Tokenizer } from "@niwaki/tokenizer";
@@ -52,14 +60,35 @@ export interface LoadOptions {
   adapters?: AdapterOptions;
   /** Told of every step when it has ended. */
   onStep?: (step: StepRecord) => void;
-  /** CPU threads; one per core if absent. */
+  /**
+   * Where the model runs: "cpu"; "cuda", an NVIDIA GPU; or "auto", a GPU if there is one that the kernels run on, and else the
+   * CPU. "cpu", or what the environment variable NIWAKI_BACKEND names, if absent.
+   */
+  backend?: Backend | "auto";
+  /** Which GPU; the first that is usable, if absent. */
+  gpu?: number;
+  /** CPU threads; one per core if absent. Not for "cuda". */
   threads?: number;
-  /** Kernels for an instruction set, "avx512vbmi", "avx512", "avx2", "neon" or "portable"; the best that the machine has, if absent. */
+  /**
+   * Kernels for an instruction set, "avx512vbmi", "avx512", "avx2", "neon" or "portable"; the best that the machine has, if
+   * absent. Not for "cuda".
+   */
   tier?: string;
   /** Gives up loading. */
   signal?: AbortSignal;
   /** Bytes of weights loaded, of all. */
   onProgress?: (loaded: number, total: number) => void;
+}
+
+/** What a model runs on. */
+export interface DeviceInfo {
+  readonly backend: Backend;
+  /** Of the processor, such as "NVIDIA H200". */
+  readonly name: string;
+  /** Threads of a CPU, multiprocessors of a GPU. */
+  readonly threads: number;
+  /** The kernels' instruction set; "cuda" on a GPU. */
+  readonly tier: string;
 }
 
 const BLOCK_SIZE = 16;
@@ -109,9 +138,12 @@ export class Qwen3Model {
     const limits = readLimits(options, config);
     checkAdapterOptions(options.adapters);
     const { contextLength, chunkSize, maxSequences } = limits;
+    const { backend, gpu, threads, tier } = options;
     const device = Device.open({
-      ...(options.threads === undefined ? {} : { threads: options.threads }),
-      ...(options.tier === undefined ? {} : { tier: options.tier }),
+      ...(backend === undefined ? {} : { backend }),
+      ...(gpu === undefined ? {} : { gpu }),
+      ...(threads === undefined ? {} : { threads }),
+      ...(tier === undefined ? {} : { tier }),
     });
     try {
       const mapping = MappedFile.open(path);
@@ -266,11 +298,17 @@ export class Qwen3Model {
   /**
    * Puts what `savePrefix` wrote into the cache: prompts that begin with it find it there.
    * @returns the tokens read, or null when the cache has no room for them now.
-   * @throws PagedKvError for a file that is damaged, or of another model or type of KV cache.
+   * @throws PagedKvError for a file that is damaged, or of another model, type of KV cache or backend.
    */
   async restorePrefix(path: string): Promise<number | null> {
     this.#checkUsable();
     return await this.#engine.restore(createReadStream(path), await this.#fingerprint());
+  }
+
+  /** What the model runs on. */
+  get device(): DeviceInfo {
+    const { backend, name, threads, tier } = this.#owned.device;
+    return { backend, name, threads, tier };
   }
 
   /** What the engine has done so far, and how it and its cache stand. */
@@ -324,9 +362,10 @@ export class Qwen3Model {
     });
   }
 
-  /** Names the model and the form of its KV cache: keys and values of another mean nothing here. */
+  /** Names the model and the form of its KV cache: keys and values of another, or of another backend, mean nothing here. */
   async #fingerprint(): Promise<string> {
-    const hash = createHash("sha256").update(JSON.stringify([this.config, this.#owned.kv.shape.type]));
+    const { device, kv } = this.#owned;
+    const hash = createHash("sha256").update(JSON.stringify([this.config, kv.shape.type, device.backend]));
     for (const { name, dims } of this.#file.tensors.values()) {
       if (dims.length === 1) hash.update(name).update(await this.#file.readTensor(name));
     }

@@ -6,7 +6,7 @@ import { parseArgs } from "node:util";
 import { type RandomModelShape, shapes } from "@niwaki/testing";
 import { machine } from "../machine.js";
 import { ReadBound } from "../memory/read-bound.js";
-import { cachedRandomModel, decodedBytes, outputDirectory, type ShapeName, shapeName } from "../models.js";
+import { cachedRandomModel, modelSize, outputDirectory, type ShapeName, shapeName } from "../models.js";
 import { median, outliers } from "../statistics.js";
 import {
   FULL,
@@ -52,7 +52,7 @@ export async function cpuBenchmark(args: string[]): Promise<void> {
     const fileBytes = (await stat(path)).size;
     const model = `random weights, ${shape.type}, ${(fileBytes / 1e6).toFixed(0)} MB`;
     return {
-      setup: { path, decodedBytes: await decodedBytes(path), threads, workload, bound },
+      setup: { path, decodedBytes: (await modelSize(path)).bytes, threads, workload, bound },
       measured: { model, fileBytes, niwaki: {}, nodeLlamaCpp: {}, reading: {} },
     };
   };

@@ -5,6 +5,10 @@ export interface Job {
   readonly engine: EngineName;
   readonly path: string;
   readonly threads: number;
+  /** The GPU that Niwaki runs on; the CPU with `threads` threads unless it is given. */
+  readonly gpu?: number;
+  /** Tokens of a prompt that Niwaki computes in a step; its own default unless it is given. */
+  readonly chunkSize?: number;
   /** Sequences that may run together. */
   readonly sequences: number;
   /** Tokens of context of each. */

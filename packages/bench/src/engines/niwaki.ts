@@ -1,9 +1,15 @@
 import { Qwen3Model } from "@niwaki/qwen3-model";
 import type { Engine, Job } from "./engine.js";
 
-export async function openNiwaki({ path, threads, sequences, contextTokens, kvType = "f16" }: Job): Promise<Engine> {
-  const kvCacheTokens = sequences * contextTokens;
-  const model = await Qwen3Model.load(path, { contextLength: contextTokens, kvCacheTokens, kvType, threads });
+export async function openNiwaki(job: Job): Promise<Engine> {
+  const { path, threads, gpu, chunkSize, sequences, contextTokens, kvType = "f16" } = job;
+  const model = await Qwen3Model.load(path, {
+    ...(gpu === undefined ? { backend: "cpu", threads } : { backend: "cuda", gpu }),
+    ...(chunkSize === undefined ? {} : { chunkSize }),
+    contextLength: contextTokens,
+    kvCacheTokens: sequences * contextTokens,
+    kvType,
+  });
   // Banning the end of the turn keeps both engines at the same number of tokens.
   const logitBias = new Map(model.tokenizer.endOfTurnTokenIds.map((id) => [id, Number.NEGATIVE_INFINITY]));
   return {

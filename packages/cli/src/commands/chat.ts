@@ -1,7 +1,7 @@
 import { basename } from "node:path";
 import { intro, isCancel, log, outro, text } from "@clack/prompts";
 import { Command } from "commander";
-import { showOnTerminal, streamAnswer, summary } from "../answer.js";
+import { onGpu, showOnTerminal, streamAnswer, summary } from "../answer.js";
 import {
   type AnswerFlags,
   addAnswerFlags,
@@ -28,7 +28,7 @@ async function chat(flags: ModelFlags & AnswerFlags): Promise<void> {
     const options = { ...generateOptions(flags), ...(await loadAdapters(model, flags.lora)) };
     const begin = () => model.chat({ ...options, messages });
     const interactive = process.stdin.isTTY && process.stdout.isTTY;
-    if (interactive) intro(`${basename(flags.model)} · ${model.contextLength} tokens of context`);
+    if (interactive) intro(`${basename(flags.model)} · ${model.contextLength} tokens of context${onGpu(model)}`);
     let conversation = begin();
     for await (const message of interactive ? promptMessages() : inputMessages()) {
       if (message === "/exit") break;

@@ -2,6 +2,7 @@ import { GgufFile, type GgufTensor } from "@niwaki/gguf";
 import { type Examination, examineModel, kvCacheBytes } from "@niwaki/qwen3-model";
 import { Command } from "commander";
 import { wholeNumber } from "../flags.js";
+import { size } from "../units.js";
 
 export function inspectCommand(): Command {
   return new Command("inspect")
@@ -114,17 +115,6 @@ function weights(tensor: GgufTensor): number {
 
 function optionalString(file: GgufFile, key: string): string | null {
   return file.has(key) ? file.string(key) : null;
-}
-
-function size(bytes: number): string {
-  for (const [unit, factor] of [
-    ["GB", 1e9],
-    ["MB", 1e6],
-    ["kB", 1e3],
-  ] as const) {
-    if (bytes >= factor) return `${(bytes / factor).toFixed(2)} ${unit}`;
-  }
-  return `${bytes} B`;
 }
 
 function count(n: number): string {

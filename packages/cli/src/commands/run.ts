@@ -1,6 +1,6 @@
 import type { ChatMessage } from "@niwaki/qwen3-model";
 import { Command } from "commander";
-import { showOnTerminal, streamAnswer, summary } from "../answer.js";
+import { onGpu, showOnTerminal, streamAnswer, summary } from "../answer.js";
 import {
   type AnswerFlags,
   addAnswerFlags,
@@ -37,10 +37,10 @@ async function run(flags: RunFlags): Promise<void> {
     const options = { ...generateOptions(flags), ...(await loadAdapters(model, flags.lora)) };
     const answer = await streamAnswer((signal) => model.generate(request, { ...options, signal }), show);
     if (flags.json) {
-      console.log(JSON.stringify({ ...answer, secondsToLoad: seconds }));
+      console.log(JSON.stringify({ ...answer, secondsToLoad: seconds, device: model.device }));
     } else {
       process.stdout.write("\n");
-      console.error(`${summary(answer)}, loaded in ${(seconds * 1000).toFixed(0)} ms`);
+      console.error(`${summary(answer)}, loaded in ${(seconds * 1000).toFixed(0)} ms${onGpu(model)}`);
     }
   } finally {
     await model.dispose();

@@ -99,6 +99,7 @@ export class LoraTrainer implements AsyncDisposable {
       settings: JSON.stringify(settings),
     };
     const device = Device.open({
+      backend: "cpu", // whatever NIWAKI_BACKEND says: there is no training elsewhere
       ...(options.threads === undefined ? {} : { threads: options.threads }),
       ...(options.tier === undefined ? {} : { tier: options.tier }),
     });

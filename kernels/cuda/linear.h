@@ -1,0 +1,39 @@
+#pragma once
+#include "cuda/matrix.h"
+#include "cuda/quantize.h"
+#include "cuda/step_view.h"
+
+namespace niwaki::cuda {
+
+/// What becomes of y = W x.
+enum class Epilogue : int32_t {
+  kStore,   // out = y
+  kAdd,     // out += y
+  kSwiglu,  // out = silu(y of the first tensor) * y of the second, of an interleaved run
+};
+
+/// Rows of floats, `stride` floats apart.
+struct FloatRows {
+  float* data;
+  int64_t stride;
+};
+
+/// Up to so many rows are multiplied bit plane by bit plane, more by wgmma. The results have the same bits.
+constexpr int kPlaneRows = 8;
+
+/// The layout that quantized rows must have for these weights; `rows` as launched.
+inline QuantizedLayout quantized_layout(int bits, int rows) {
+  return rows > kPlaneRows ? QuantizedLayout::kHalves : bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2;
+}
+
+/// out = W x for a run of a sign type and `rows` quantized rows of x; per slice, ascending: y = fma(float(exact sum), weight
+/// scale * activation scale, y), as on the CPU. Room in `in` and `out` for `rows` rows; for more than kPlaneRows a multiple of 16.
+void multiply_sign(const MatrixRun& run, const Quantized& in, int rows, const FloatRows& out, Epilogue epilogue,
+                   int multiprocessors, cudaStream_t stream);
+
+/// The same for a run of a float type and rows of floats; kStore and kAdd only. A row's sum is over lanes of a warp, columns
+/// ascending, then a tree.
+void multiply_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out, Epilogue epilogue,
+                     cudaStream_t stream);
+
+}  // namespace niwaki::cuda

@@ -1,0 +1,167 @@
+#include "cuda/rows.h"
+
+#include <algorithm>
+
+#include "cuda/linear_kernels.h"
+
+namespace niwaki::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+/// A weight of a sign type: see SignWeights.
+__device__ inline float sign_weight(const MatrixRun& run, int64_t row, int64_t column) {
+  const SignWeights& w = run.sign;
+  int64_t tile = row / 16;
+  int in_tile = static_cast<int>(row % 16);
+  if (run.interleaved) {
+    const int64_t half = run.rows / 2, of_tensor = row % half;
+    tile = of_tensor / 8;
+    in_tile = static_cast<int>(of_tensor % 8) + (row < half ? 0 : 8);
+  }
+  const int per_slice = w.bits == 1 ? 128 : 64, c = static_cast<int>(column % per_slice);
+  const auto slice = static_cast<int>(column / per_slice);
+  const int64_t unit = tile * w.units + slice / 2;
+  const int part = slice % 2 * 2 + in_tile / 8, i = in_tile % 8;
+  const auto* scales = reinterpret_cast<const unsigned short*>(w.scales + unit * 8 + i);
+  const float scale = half_bits_to_float(scales[part]);
+  const auto* words = reinterpret_cast<const uint32_t*>(w.words + unit * 32);
+  if (w.bits == 2) {
+    const uint32_t word = words[(i * 4 + c / 16) * 4 + part];
+    return scale * static_cast<float>(static_cast<int>(word >> 2 * (c % 16) & 3) - 1);
+  }
+  // The lane of group_column(lane, word).
+  const int word = c / 16 % 4, lane = c / 64 * 8 + (c & 8) * 2 + (c & 7);
+  return words[(i * 4 + word) * 4 + part] >> lane & 1 ? scale : -scale;
+}
+
+__device__ inline float float_weight(const MatrixRun& run, int64_t row_size, int64_t row, int64_t column) {
+  const uint8_t* data = run.data + row * row_size;
+  switch (run.type) {
+    case DataType::kF32:
+      return float_at<DataType::kF32>(data, column);
+    case DataType::kF16:
+      return float_at<DataType::kF16>(data, column);
+    case DataType::kBF16:
+      return float_at<DataType::kBF16>(data, column);
+    case DataType::kQ8_0:
+      return float_at<DataType::kQ8_0>(data, column);
+    default:
+      return float_at<DataType::kQ4_0>(data, column);
+  }
+}
+
+/// The rows of a table that one of its runs has.
+__global__ void embed_rows(StepView step, MatrixRun run, int64_t row_size, FloatRows out) {
+  start_successor();
+  wait_for_predecessor();
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= step.counts->rows) return;
+  const int64_t token = step.tokens[row] - run.first_row;
+  if (token < 0 || token >= run.rows) return;
+  for (int64_t c = threadIdx.x; c < run.columns; c += blockDim.x) {
+    out.data[row * out.stride + c] =
+        run.data == nullptr ? sign_weight(run, token, c) : float_weight(run, row_size, token, c);
+  }
+}
+
+/// A block has a row, each of its warps every so-and-so-manieth group of it.
+__global__ void prepare_row(StepView step, Preparation work) {
+  NIWAKI_DYNAMIC_SHARED(shared);
+  auto* squares = reinterpret_cast<float*>(shared);  // of each group
+  start_successor();
+  wait_for_predecessor();
+  const int row = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
+  const int groups = (work.width + kGroup - 1) / kGroup;
+  const bool there = row < (work.of.outputs ? step.counts->outputs : step.counts->rows);
+  const float* x = work.in.data + row * work.in.stride;
+  const auto load = [&](int group, float (&value)[4]) {
+    for (int t = 0; t < 4; ++t) {
+      const int c = group * kGroup + group_column(lane, t);
+      value[t] = c < work.width ? __ldcg(x + c) : 0;
+    }
+  };
+  float value[4];  // of the warp's first group, for as long as it has no other
+  load(min(warp, groups - 1), value);
+  float inverse = 1;
+  if (work.norm.weights != nullptr) {
+    for (int group = warp; group < groups; group += warps) {
+      if (group != warp) load(group, value);
+      float sum = 0;
+      for (float v : value) sum = __fmaf_rn(v, v, sum);
+      sum = warp_sum(sum);
+      if (lane == 0) squares[group] = sum;
+    }
+    __syncthreads();
+    float sum = 0;  // in every warp alike
+    for (int group = lane; group < groups; group += 32) sum += squares[group];
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0 && there && !(sum <= 3.402823466e38f)) report_bad(step, work.norm_op, row);
+    inverse = 1.0f / sqrtf(sum / static_cast<float>(work.width) + work.norm.eps);
+  }
+  for (int group = warp; group < groups; group += warps) {
+    if (warps < groups) load(group, value);
+    for (int t = 0; t < 4; ++t) {
+      const int c = group * kGroup + group_column(lane, t);
+      if (c >= work.width) continue;
+      if (work.norm.weights != nullptr) value[t] = value[t] * inverse * work.norm.weights[c];
+      if (work.out.data != nullptr) work.out.data[row * work.out.stride + c] = value[t];
+    }
+    for (int i = 0; i < work.layouts; ++i) {
+      if (!quantize_lanes(work.quantized[i], row, group, value) && lane == 0 && there)
+        report_bad(step, work.of.op, row);
+    }
+  }
+}
+
+__global__ void swiglu_rows(FloatRows x, int32_t width, FloatRows out) {
+  start_successor();
+  wait_for_predecessor();
+  const int c = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (c >= width) return;
+  const float* from = x.data + blockIdx.y * x.stride + c;
+  out.data[blockIdx.y * out.stride + c] = silu(__ldcg(from)) * __ldcg(from + width);
+}
+
+__global__ void select_rows(StepView step, FloatRows in, FloatRows out, int32_t width) {
+  start_successor();
+  wait_for_predecessor();
+  const int i = static_cast<int>(blockIdx.x);
+  if (i >= step.counts->outputs) return;
+  const int64_t row = step.outputs[i];
+  for (int c = static_cast<int>(threadIdx.x); c < width; c += static_cast<int>(blockDim.x))
+    out.data[i * out.stride + c] = __ldcg(in.data + row * in.stride + c);
+}
+
+}  // namespace
+
+void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, int rows, cudaStream_t stream) {
+  for (const MatrixRun& run : table.runs()) {
+    launch(embed_rows, {dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, true}, stream, step, run,
+           static_cast<int64_t>(row_bytes(run.type, run.columns)), out);
+  }
+}
+
+void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream) {
+  const int groups = (work.width + kGroup - 1) / kGroup;
+  const int warps = std::min(groups, rows <= kPlaneRows ? 32 : 8);
+  launch(prepare_row,
+         {dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(32 * warps)),
+          static_cast<size_t>(groups) * sizeof(float), true},
+         stream, step, work);
+}
+
+void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, int rows, cudaStream_t stream) {
+  launch(swiglu_rows,
+         {dim3(static_cast<unsigned>((width + kThreads - 1) / kThreads), static_cast<unsigned>(rows)),
+          dim3(kThreads), 0, true},
+         stream, x, width, out);
+}
+
+void select_outputs(const StepView& step, const FloatRows& in, const FloatRows& out, int32_t width, int outputs,
+                    cudaStream_t stream) {
+  launch(select_rows, {dim3(static_cast<unsigned>(outputs)), dim3(kThreads), 0, true}, stream, step, in, out, width);
+}
+
+}  // namespace niwaki::cuda

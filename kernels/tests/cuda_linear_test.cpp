@@ -1,0 +1,194 @@
+#include "cuda/linear.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/linear.h"
+#include "cuda/memory.h"
+#include "cuda/rows.h"
+#include "tests/check.h"
+#include "tests/tensors.h"
+
+using namespace niwaki;
+using namespace niwaki::test;
+
+namespace {
+
+/// Memory of the GPU with what a step's kernels read, for `rows` rows.
+struct Bench {
+  explicit Bench(int rows) : counts(sizeof(cuda::StepView::Counts), "counts"), bad(8, "bad") {
+    const cuda::StepView::Counts c{rows, rows, 1, 0};
+    cuda::check(cudaMemcpy(counts.at<void>(), &c, sizeof c, cudaMemcpyHostToDevice), "counts");
+    cuda::check(cudaMemset(bad.at<void>(), 0xff, 8), "bad");
+    step.counts = counts.at<const cuda::StepView::Counts>();
+    step.first_bad = bad.at<unsigned long long>();
+  }
+  unsigned long long first_bad() const {
+    unsigned long long value;
+    cuda::check(cudaMemcpy(&value, bad.at<void>(), 8, cudaMemcpyDeviceToHost), "bad");
+    return value;
+  }
+  cuda::DeviceMemory counts, bad;
+  cuda::StepView step{};
+};
+
+int launched_rows(int rows) {
+  return rows <= cuda::kPlaneRows ? rows : (rows + 15) / 16 * 16;
+}
+
+/// y = W x on the GPU. `y` holds what is there before.
+std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x, int rows,
+                       cuda::Epilogue epilogue, const std::vector<float>& before) {
+  ThreadPool pool(2);
+  std::vector<MatrixSource> sources;
+  for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
+  std::shared_ptr<const cuda::CudaMatrix> matrix;
+  run_job(pool, [&] { matrix = cuda::CudaMatrix::pack(sources, columns, pool); });
+  const int launched = launched_rows(rows);
+  const int64_t width = static_cast<int64_t>(before.size()) / rows;
+  Bench bench(rows);
+  const auto bytes = [](int64_t count) { return static_cast<size_t>(count) * sizeof(float); };
+  const cuda::DeviceMemory in(bytes(launched * columns), "x"), out(bytes(launched * width), "y");
+  cuda::check(cudaMemcpy(in.at<void>(), x.data(), bytes(rows * columns), cudaMemcpyHostToDevice), "x");
+  cuda::check(cudaMemcpy(out.at<void>(), before.data(), bytes(rows * width), cudaMemcpyHostToDevice), "y");
+  const cuda::FloatRows y{out.at<float>(), width}, floats{in.at<float>(), columns};
+  for (const cuda::MatrixRun& part : matrix->runs()) {
+    if (part.data != nullptr) {
+      cuda::multiply_floats(part, floats, launched, y, epilogue, nullptr);
+      continue;
+    }
+    const cuda::QuantizedLayout layout = cuda::quantized_layout(part.sign.bits, launched);
+    const cuda::QuantizedBytes size(layout, launched, columns);
+    const cuda::DeviceMemory memory(size.data + size.scales + size.sums, "quantized");
+    const cuda::Quantized quantized{layout, launched, memory.at<uint8_t>(), memory.at<float>(size.data),
+                                    memory.at<int32_t>(size.data + size.scales)};
+    cuda::Preparation work{floats, static_cast<int32_t>(columns), {}, 0, {}, 1, {quantized}, {0, false}};
+    cuda::prepare_rows(bench.step, work, launched, nullptr);
+    cuda::multiply_sign(part, quantized, launched, y, epilogue, 4, nullptr);
+    cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
+  }
+  cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
+  CHECK(bench.first_bad() == ~0ull);
+  std::vector<float> result(before.size());
+  cuda::check(cudaMemcpy(result.data(), out.at<void>(), bytes(rows * width), cudaMemcpyDeviceToHost), "y");
+  return result;
+}
+
+/// The same on the CPU.
+std::vector<float> expect(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x, int rows,
+                          bool add, Activation activation, const std::vector<float>& before) {
+  ThreadPool pool(2);
+  const auto matrix = pack(pool, tensors, columns);
+  const Linear linear(choose_tier("portable"), *matrix, activation, add, rows);
+  std::vector<std::byte> scratch(linear.scratch_bytes(2) + 64);
+  auto* aligned = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+  std::vector<float> y = before;
+  run_job(pool, [&] {
+    linear.run(pool, rows, x.data(), columns, y.data(), static_cast<int64_t>(y.size()) / rows, aligned);
+  });
+  return y;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    error += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    norm += static_cast<double>(b[i]) * b[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+}  // namespace
+
+TEST(sign_matrices_give_the_bits_of_the_cpu) {
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0}) {
+    for (const int64_t columns : {128, 256, 384, 640}) {
+      for (const int rows : {1, 2, 4, 5, 8, 9, 16, 31, 64, 128}) {
+        const int64_t out = columns == 256 ? 144 : 72;
+        const std::vector<Tensor> tensors = {random_tensor(type, out, columns, 7)};
+        const std::vector<float> x = random_activations(rows, columns, 3);
+        const std::vector<float> before = random_activations(rows, out, 5);
+        const auto y = run(tensors, columns, x, rows, cuda::Epilogue::kAdd, before);
+        CHECK(same_bits(y, expect(tensors, columns, x, rows, true, Activation::kNone, before)));
+      }
+    }
+  }
+}
+
+TEST(half_groups_at_the_end_of_a_row) {
+  for (const int rows : {1, 3, 7, 20}) {
+    const std::vector<Tensor> tensors = {random_tensor(DataType::kQ2_0, 40, 192, 7)};
+    const std::vector<float> x = random_activations(rows, 192, 3), before(static_cast<size_t>(rows * 40));
+    const auto y = run(tensors, 192, x, rows, cuda::Epilogue::kStore, before);
+    CHECK(same_bits(y, expect(tensors, 192, x, rows, false, Activation::kNone, before)));
+  }
+}
+
+TEST(groups_of_128_and_float_types) {
+  for (const DataType type : kAllTypes) {
+    for (const int rows : {1, 3, 6, 17}) {
+      const std::vector<Tensor> tensors = {random_tensor(type, 50, 256, 11)};
+      const std::vector<float> x = random_activations(rows, 256, 3), before(static_cast<size_t>(rows * 50));
+      const auto y = run(tensors, 256, x, rows, cuda::Epilogue::kStore, before);
+      CHECK(relative_error(y, expect(tensors, 256, x, rows, false, Activation::kNone, before)) < 1e-6);
+      // A row has the same bits alone.
+      const std::vector<float> last(x.end() - 256, x.end());
+      const auto alone = run(tensors, 256, last, 1, cuda::Epilogue::kStore, std::vector<float>(50));
+      CHECK(same_bits(alone, std::vector<float>(y.end() - 50, y.end())));
+    }
+  }
+}
+
+TEST(stacks_and_swiglu) {
+  for (const int rows : {1, 4, 8, 40}) {
+    const std::vector<float> x = random_activations(rows, 256, 3);
+    // q | k | v of several kinds, one of which ends inside a tile.
+    const std::vector<Tensor> stack = {random_tensor(DataType::kQ1_0, 64, 256, 1, "q"),
+                                       random_tensor(DataType::kQ1_0, 24, 256, 2, "k"),
+                                       random_tensor(DataType::kQ1_0, 16, 256, 3, "v"),
+                                       random_tensor(DataType::kQ2_0, 8, 256, 4, "w")};
+    const std::vector<float> before(static_cast<size_t>(rows * 112));
+    CHECK(same_bits(run(stack, 256, x, rows, cuda::Epilogue::kStore, before),
+                    expect(stack, 256, x, rows, false, Activation::kNone, before)));
+    for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0}) {
+      const std::vector<Tensor> pair = {random_tensor(type, 88, 256, 1, "gate"), random_tensor(type, 88, 256, 2, "up")};
+      const std::vector<float> none(static_cast<size_t>(rows * 88)), both(static_cast<size_t>(rows * 176));
+      const auto y = run(pair, 256, x, rows, cuda::Epilogue::kSwiglu, none);
+      CHECK(relative_error(y, expect(pair, 256, x, rows, false, Activation::kSwiglu, none)) < 1e-6);
+      CHECK(same_bits(run(pair, 256, x, rows, cuda::Epilogue::kStore, both),
+                      expect(pair, 256, x, rows, false, Activation::kNone, both)));
+    }
+  }
+}
+
+TEST(long_rows_of_weights) {
+  for (const int rows : {1, 4, 7, 16}) {
+    const std::vector<Tensor> tensors = {random_tensor(DataType::kQ1_0, 48, 128 * 41, 7)};
+    const std::vector<float> x = random_activations(rows, 128 * 41, 3), before(static_cast<size_t>(rows * 48));
+    const auto y = run(tensors, 128 * 41, x, rows, cuda::Epilogue::kStore, before);
+    CHECK(same_bits(y, expect(tensors, 128 * 41, x, rows, false, Activation::kNone, before)));
+  }
+}
+
+TEST(values_that_are_not_finite_are_reported) {
+  Bench bench(3);
+  std::vector<float> x = random_activations(3, 256, 3);
+  x[300] = NAN;
+  const cuda::DeviceMemory in(x.size() * sizeof(float), "x"), out(x.size() * sizeof(float), "y");
+  cuda::check(cudaMemcpy(in.at<void>(), x.data(), in.size(), cudaMemcpyHostToDevice), "x");
+  const cuda::QuantizedBytes size(cuda::QuantizedLayout::kBits1, 3, 256);
+  const cuda::DeviceMemory memory(size.data + size.scales + size.sums, "quantized");
+  const cuda::Quantized quantized{cuda::QuantizedLayout::kBits1, 3, memory.at<uint8_t>(), memory.at<float>(size.data),
+                                  memory.at<int32_t>(size.data + size.scales)};
+  cuda::Preparation work{{in.at<float>(), 256}, 256, {}, 0, {}, 1, {quantized}, {9, false}};
+  cuda::prepare_rows(bench.step, work, 3, nullptr);
+  cuda::check(cudaStreamSynchronize(nullptr), "preparing");
+  CHECK(bench.first_bad() == (9ull << 32 | 1));
+}
+
+TEST_MAIN()
