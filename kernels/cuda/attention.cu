@@ -107,7 +107,7 @@ struct Sums {
 };
 
 /// A block at work. kDim: the head_dim, or 0 for any other.
-template <int kDim, bool kQ8, bool kQuantize>
+template <int kDim, bool kQ8>
 struct Block {
   const StepView& step;
   const Attention& a;
@@ -148,36 +148,48 @@ struct Block {
 
   // Pages into shared memory.
 
-  /// By the first warp: asks for the keys and values of the next chunk.
-  __device__ void bring(int to) {
-    if (next_item >= step.counts->attention_items) return;
+  /// Where the chunk lies that is brought next: for a lane of the first warp, sixteen tokens of its keys.
+  struct Pages {
+    const unsigned char* keys;  // the page
+    int slot, pieces;           // no pieces: nothing is left
+  };
+  __device__ Pages find_next() {
+    Pages found{nullptr, 0, 0};
+    if (next_item >= step.counts->attention_items) return found;
     const AttentionItem& item = step.items[next_item];
     const int begin = next_begin < 0 ? item.begin : next_begin, tokens = min(kChunkTokens, item.end - begin);
-    const int pieces = (tokens + kPiece - 1) / kPiece;
-    const uint32_t row = kQ8 ? dim : 2 * dim, bytes = kPiece * row, scales = kQ8 ? kPiece * 4 : 0;
-    unsigned char *keys = shared + to * at.stage, *key_scales = keys + 2 * at.tile;
-    if (lane == 0) {
-      arrive_expecting(barrier(to, 0), pieces * (bytes + scales));
-      arrive_expecting(barrier(to, 1), pieces * (bytes + scales));
+    found.pieces = (tokens + kPiece - 1) / kPiece;
+    if (lane < found.pieces) {
+      const int token = begin + lane * kPiece;
+      found.keys = a.pages.keys(step.tables[item.table + token / a.pages.block_size], item.kv_head);
+      found.slot = token % a.pages.block_size;
     }
-    __syncwarp();
-    if (lane < pieces) {
-      const int token = begin + lane * kPiece, slot = token % a.pages.block_size;
-      const unsigned char* page = a.pages.keys(step.tables[item.table + token / a.pages.block_size], item.kv_head);
-#pragma unroll
-      for (int which = 0; which < 2; ++which, page += a.pages.page_bytes) {
-        copy_bulk(keys + which * at.tile + lane * bytes, page + slot * row, bytes, barrier(to, which));
-        if (kQ8) {
-          copy_bulk(key_scales + (which * kChunkTokens + lane * kPiece) * 4, page + a.pages.block_size * row + slot * 4,
-                    scales, barrier(to, which));
-        }
-      }
-    }
-    __syncwarp();
     next_begin = begin + kChunkTokens;
     if (next_begin >= item.end) {
       next_item += gridDim.x;
       next_begin = -1;
+    }
+    return found;
+  }
+  /// By the first warp: asks for keys and values.
+  __device__ void bring(const Pages& pages, int to) {
+    if (pages.pieces == 0) return;
+    const uint32_t row = kQ8 ? dim : 2 * dim, bytes = kPiece * row, scales = kQ8 ? kPiece * 4 : 0;
+    if (lane == 0) {
+      arrive_expecting(barrier(to, 0), pages.pieces * (bytes + scales));
+      arrive_expecting(barrier(to, 1), pages.pieces * (bytes + scales));
+    }
+    __syncwarp();
+    if (lane >= pages.pieces) return;
+    const unsigned char* page = pages.keys;
+    unsigned char *staged = shared + to * at.stage, *staged_scales = staged + 2 * at.tile;
+#pragma unroll
+    for (int which = 0; which < 2; ++which, page += a.pages.page_bytes) {
+      copy_bulk(staged + which * at.tile + lane * bytes, page + pages.slot * row, bytes, barrier(to, which));
+      if (kQ8) {
+        copy_bulk(staged_scales + (which * kChunkTokens + lane * kPiece) * 4,
+                  page + a.pages.block_size * row + pages.slot * 4, scales, barrier(to, which));
+      }
     }
   }
 
@@ -318,13 +330,13 @@ struct Block {
     const int span = item.span_tokens;
     sums.clear();
     for (int begin = item.begin; begin < item.end; begin += kChunkTokens) {
-      if (at.stages == 2 && warp == 0) bring(1 - stage());
+      if (at.stages == 2 && warp == 0) bring(find_next(), 1 - stage());
       if (begin % span == 0) sums.begin_span();
       f(begin, min(kChunkTokens, item.end - begin));
       if ((begin + kChunkTokens) % span == 0 || begin + kChunkTokens >= item.end) sums.end_span();
       __syncthreads();
       ++uses;
-      if (at.stages == 1 && warp == 0) bring(0);
+      if (at.stages == 1 && warp == 0) bring(find_next(), 0);
     }
   }
 
@@ -529,7 +541,8 @@ struct Block {
     const int head = item.kv_head * group() + index % group();
     x = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
     if (a.out != nullptr) *reinterpret_cast<float4*>(a.out + row * a.out_stride + head * dim + column) = x;
-    if constexpr (kQuantize) {
+    if constexpr (kDim == kGroup) {
+      if (!a.quantize) return;
       if (!quantize_group(a.quantized, row, head, {x.x, x.y, x.z, x.w}) && lane == 0) report_bad(step, a.quantize_op, row);
     }
   }
@@ -589,9 +602,10 @@ struct Block {
       for (int i = 0; i < 2 * at.stages; ++i) init_barrier(barrier(0, i), 1);
       fence_barriers();
     }
+    const Pages first = warp == 0 ? find_next() : Pages{};
     __syncthreads();
     wait_for_predecessor();
-    if (warp == 0) bring(0);
+    if (warp == 0) bring(first, 0);
     for (int index = blockIdx.x; index < step.counts->attention_items; index += gridDim.x) {
       const AttentionItem& item = step.items[index];  // not a copy: it would take registers from the sums
       load_queries(item);
@@ -607,11 +621,11 @@ struct Block {
   }
 };
 
-template <int kDim, bool kQ8, bool kQuantize>
+template <int kDim, bool kQ8>
 __global__ void __launch_bounds__(kThreads, 1) attend(StepView step, Attention attention) {
   NIWAKI_DYNAMIC_SHARED(shared);
   start_successor();
-  Block<kDim, kQ8, kQuantize>(step, attention, shared).run();
+  Block<kDim, kQ8>(step, attention, shared).run();
 }
 
 /// Calls f(kernel, its shared memory in bytes) for what a head_dim and a type of pages take.
@@ -620,9 +634,9 @@ void with_kernel(int32_t dim, bool q8, F&& f) {
   const auto with_type = [&](auto f16_kernel, auto q8_kernel) {
     f(q8 ? q8_kernel : f16_kernel, Layout(dim, q8).bytes);
   };
-  if (dim == 128) return with_type(attend<128, false, false>, attend<128, true, false>);
-  if (dim == 64) return with_type(attend<64, false, false>, attend<64, true, false>);
-  with_type(attend<0, false, false>, attend<0, true, false>);
+  if (dim == 128) return with_type(attend<128, false>, attend<128, true>);
+  if (dim == 64) return with_type(attend<64, false>, attend<64, true>);
+  with_type(attend<0, false>, attend<0, true>);
 }
 
 constexpr int32_t kMostDim = 256;

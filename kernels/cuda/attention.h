@@ -68,7 +68,8 @@ int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context
 /// Most items of a step of so many rows.
 int64_t most_attention_items(const AttentionShape& shape, int32_t rows);
 
-/// The items of a step, those with most work first.
+/// The items of a step, those with most work first. Its block tables are expected one after another in StepView::tables, as they
+/// are in the step.
 void list_attention(const Step& step, const AttentionShape& shape, std::vector<AttentionItem>& items);
 
 /// Device memory that split items meet in; one for all layers of a plan.
@@ -104,8 +105,8 @@ struct Attention {
 };
 
 /// Pointers are of whole 16 bytes, strides (floats) multiples of 4, head_dim is a multiple of 16 up to 256. `blocks`: of the grid,
-/// as many as the GPU has processors. Items and block tables are read before the kernel's predecessor in the stream has ended:
-/// none of the kernels of a step writes them.
+/// as many as the GPU has processors. Counts, items and block tables are read before the kernel's predecessor in the stream has
+/// ended: what writes them must not be a kernel before it that lets its successor start early.
 void launch_attention(const StepView& step, const Attention& attention, int32_t blocks, cudaStream_t stream);
 
 /// Asks for the shared memory that launch_attention takes; once per GPU, not while a graph is captured.
