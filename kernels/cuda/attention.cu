@@ -9,10 +9,10 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kPiece = 16;  // tokens that lie in one piece, and that a matrix instruction sums
-constexpr int kPieces = kStepTokens / kPiece;
-static_assert(kPieces == kWarps && kWideUnits == 16 * kWarps && kNarrowUnits == 16);
+constexpr int kPieces = kStepTokens / kPiece, kSteps = kChunkTokens / kStepTokens;  // of a step, of a chunk
+static_assert(kChunkTokens == kWarps * kPiece && kWideUnits == 16 * kWarps && kNarrowUnits == 16);
 
-/// The shared memory of a block, in bytes from its start. Keys and values of a step are staged by bulk copies, as pages have
+/// The shared memory of a block, in bytes from its start. Keys and values of a chunk are staged by bulk copies, as pages have
 /// them; those of q8 pages are then widened.
 ///
 ///    stage 0                 stage 1    q8: widened     queries   sums     weights    maxima, ...
@@ -22,19 +22,20 @@ static_assert(kPieces == kWarps && kWideUnits == 16 * kWarps && kNarrowUnits == 
 struct Layout {
   int stages;
   uint32_t stage, tile;  // bytes: of a stage; of keys or values in a stage
-  uint32_t widened, queries, sums, weights, maxima, totals, barriers, last, bytes;
+  uint32_t widened, queries, sums, weights, maxima, totals, positions, barriers, last, bytes;
 
   __host__ __device__ constexpr Layout(int dim, bool q8) : stages(dim > 128 ? 1 : 2) {
-    const uint32_t row = 2 * dim, halves = kStepTokens * row;
+    const uint32_t row = 2 * dim, halves = kChunkTokens * row;
     tile = q8 ? halves / 2 : halves;
-    stage = 2 * tile + (q8 ? 2 * kStepTokens * 4 : 0);
+    stage = 2 * tile + (q8 ? 2 * kChunkTokens * 4 : 0);
     widened = stages * stage;
     queries = widened + (q8 ? 2 * halves : 0);
     sums = queries + (has_wide(dim) ? kWideUnits : kNarrowUnits) * row;
     weights = sums + kNarrowUnits * dim * 4;
-    maxima = weights + kNarrowUnits * kStepTokens * 2;
+    maxima = weights + kNarrowUnits * kChunkTokens * 2;
     totals = maxima + kWarps * kNarrowUnits * 4;
-    barriers = totals + kNarrowUnits * 8;
+    positions = totals + kNarrowUnits * 8;
+    barriers = positions + kWideUnits * 4;
     last = barriers + 2 * 2 * 8;
     bytes = last + 16;
   }
@@ -67,9 +68,9 @@ struct Sums {
     for (int j = 0; j < 4; ++j) span_total[j] = 0;
     span_max[0] = span_max[1] = -INFINITY;
   }
-  /// Takes the maxima of a step in. Returns in `base` what the scores of each unit are taken relative to.
-  __device__ void raise(const float (&step_max)[2], float (&base)[2]) {
-    float factor[2];
+  /// Takes the maxima of a step in. Returns in `base` what its scores are taken relative to, in `factor` what scale_span must
+  /// then take.
+  __device__ void raise(const float (&step_max)[2], float (&base)[2], float (&factor)[2]) {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       const float m = fmaxf(span_max[u], step_max[u]);
@@ -77,6 +78,8 @@ struct Sums {
       factor[u] = exp2_approx(span_max[u] - base[u]);
       span_max[u] = m;
     }
+  }
+  __device__ void scale_span(const float (&factor)[2]) {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
@@ -104,7 +107,7 @@ struct Sums {
 };
 
 /// A block at work. kDim: the head_dim, or 0 for any other.
-template <int kDim, bool kQ8, bool kQuantize>
+template <int kDim, bool kQ8>
 struct Block {
   const StepView& step;
   const Attention& a;
@@ -132,7 +135,7 @@ struct Block {
   __device__ uint64_t* barrier(int stage, int which) const {
     return reinterpret_cast<uint64_t*>(shared + at.barriers) + 2 * stage + which;
   }
-  /// Keys (0) or values (1) of the current step, as float16.
+  /// Keys (0) or values (1) of the current chunk, as float16.
   __device__ unsigned char* halves(int which) const {
     return kQ8 ? shared + at.widened + which * 2 * at.tile : shared + stage() * at.stage + which * at.tile;
   }
@@ -145,36 +148,48 @@ struct Block {
 
   // Pages into shared memory.
 
-  /// By the first warp: asks for the keys and values of the next step.
-  __device__ void bring(int to) {
-    if (next_item >= step.counts->attention_items) return;
+  /// Where the chunk lies that is brought next: for a lane of the first warp, sixteen tokens of its keys.
+  struct Pages {
+    const unsigned char* keys;  // the page
+    int slot, pieces;           // no pieces: nothing is left
+  };
+  __device__ Pages find_next() {
+    Pages found{nullptr, 0, 0};
+    if (next_item >= step.counts->attention_items) return found;
     const AttentionItem& item = step.items[next_item];
-    const int begin = next_begin < 0 ? item.begin : next_begin, tokens = min(kStepTokens, item.end - begin);
-    const int pieces = (tokens + kPiece - 1) / kPiece;
-    const uint32_t row = kQ8 ? dim : 2 * dim, bytes = kPiece * row, scales = kQ8 ? kPiece * 4 : 0;
-    unsigned char *keys = shared + to * at.stage, *key_scales = keys + 2 * at.tile;
-    if (lane == 0) {
-      arrive_expecting(barrier(to, 0), pieces * (bytes + scales));
-      arrive_expecting(barrier(to, 1), pieces * (bytes + scales));
+    const int begin = next_begin < 0 ? item.begin : next_begin, tokens = min(kChunkTokens, item.end - begin);
+    found.pieces = (tokens + kPiece - 1) / kPiece;
+    if (lane < found.pieces) {
+      const int token = begin + lane * kPiece;
+      found.keys = a.pages.keys(step.tables[item.table + token / a.pages.block_size], item.kv_head);
+      found.slot = token % a.pages.block_size;
     }
-    __syncwarp();
-    if (lane < pieces) {
-      const int token = begin + lane * kPiece, slot = token % a.pages.block_size;
-      const unsigned char* page = a.pages.keys(step.tables[item.table + token / a.pages.block_size], item.kv_head);
-#pragma unroll
-      for (int which = 0; which < 2; ++which, page += a.pages.page_bytes) {
-        copy_bulk(keys + which * at.tile + lane * bytes, page + slot * row, bytes, barrier(to, which));
-        if (kQ8) {
-          copy_bulk(key_scales + (which * kStepTokens + lane * kPiece) * 4, page + a.pages.block_size * row + slot * 4,
-                    scales, barrier(to, which));
-        }
-      }
-    }
-    __syncwarp();
-    next_begin = begin + kStepTokens;
+    next_begin = begin + kChunkTokens;
     if (next_begin >= item.end) {
       next_item += gridDim.x;
       next_begin = -1;
+    }
+    return found;
+  }
+  /// By the first warp: asks for keys and values.
+  __device__ void bring(const Pages& pages, int to) {
+    if (pages.pieces == 0) return;
+    const uint32_t row = kQ8 ? dim : 2 * dim, bytes = kPiece * row, scales = kQ8 ? kPiece * 4 : 0;
+    if (lane == 0) {
+      arrive_expecting(barrier(to, 0), pages.pieces * (bytes + scales));
+      arrive_expecting(barrier(to, 1), pages.pieces * (bytes + scales));
+    }
+    __syncwarp();
+    if (lane >= pages.pieces) return;
+    const unsigned char* page = pages.keys;
+    unsigned char *staged = shared + to * at.stage, *staged_scales = staged + 2 * at.tile;
+#pragma unroll
+    for (int which = 0; which < 2; ++which, page += a.pages.page_bytes) {
+      copy_bulk(staged + which * at.tile + lane * bytes, page + pages.slot * row, bytes, barrier(to, which));
+      if (kQ8) {
+        copy_bulk(staged_scales + (which * kChunkTokens + lane * kPiece) * 4,
+                  page + a.pages.block_size * row + pages.slot * 4, scales, barrier(to, which));
+      }
     }
   }
 
@@ -185,7 +200,7 @@ struct Block {
   /// Zeros for the values that no token has, whatever the memory holds: times a weight of 0 they are 0.
   __device__ void clear_values(int tokens) {
     const int chunks = dim / 8;
-    for (int i = threadIdx.x; i < (kStepTokens - tokens) * chunks; i += kThreads)
+    for (int i = threadIdx.x; i < (kChunkTokens - tokens) * chunks; i += kThreads)
       *reinterpret_cast<uint4*>(place(halves(1), tokens + i / chunks, i % chunks)) = {0, 0, 0, 0};
     fence_async();  // the next bulk copy to this place comes after
   }
@@ -196,7 +211,7 @@ struct Block {
       const int which = i >= tokens * chunks, j = which ? i - tokens * chunks : i, token = j / chunks, chunk = j % chunks;
       const unsigned char* from = shared + stage() * at.stage;
       const uint4 integers = *reinterpret_cast<const uint4*>(from + which * at.tile + token * dim + chunk * 16);
-      const float scale = reinterpret_cast<const float*>(from + 2 * at.tile)[which * kStepTokens + token];
+      const float scale = reinterpret_cast<const float*>(from + 2 * at.tile)[which * kChunkTokens + token];
       const auto pair = [&](uint32_t word, int first) {
         return pack_halves(static_cast<float>(static_cast<signed char>(word >> 8 * first)) * scale,
                            static_cast<float>(static_cast<signed char>(word >> 8 * (first + 1))) * scale);
@@ -208,13 +223,13 @@ struct Block {
     }
   }
 
-  /// Waits for the keys of a step (q8: for the values, too, and widens both).
+  /// Waits for the keys of a chunk (q8: for the values, too, and widens both).
   __device__ void take_keys(int tokens) {
     wait_for(0);
     if constexpr (kQ8) {
       wait_for(1);
       widen(tokens);
-      if (tokens < kStepTokens) clear_values(tokens);
+      if (tokens < kChunkTokens) clear_values(tokens);
       __syncthreads();
     }
   }
@@ -222,7 +237,7 @@ struct Block {
   __device__ void take_values(int tokens) {
     if constexpr (kQ8) return;
     wait_for(1);
-    if (tokens == kStepTokens) return;
+    if (tokens == kChunkTokens) return;
     clear_values(tokens);
     __syncthreads();
   }
@@ -250,11 +265,13 @@ struct Block {
       }
       *reinterpret_cast<uint4*>(place(shared + at.queries, unit, chunk)) = packed;
     }
+    if (threadIdx.x < kWideUnits) {
+      const int unit = static_cast<int>(threadIdx.x), index = item.first_head + min(unit, item.units - 1);
+      position(unit) = unit < units ? item.position + index / group() : -1;
+    }
   }
-  /// The position of a unit; of the last one for those that the item does not have.
-  __device__ int position(const AttentionItem& item, int unit) const {
-    return item.position + (item.first_head + min(unit, item.units - 1)) / group();
-  }
+  /// The position of a unit; in tiles of sixteen, those that the item does not have are where its last one is; -1: none of a tile.
+  __device__ int& position(int unit) const { return reinterpret_cast<int*>(shared + at.positions)[unit]; }
 
   // Operands of matrix instructions: sixteen rows from `row` on; sixteen dimensions or tokens, number `k`.
 
@@ -285,11 +302,18 @@ struct Block {
     mma_f16(total, p, {kOnes, kOnes});
   }
 
-  /// Scores of a tile of 8 tokens from `token` on; those after the position of their unit become -inf.
-  __device__ void mask(float (&s)[4], int token, const int (&positions)[2]) const {
+  /// Scores of sixteen units from `unit` on and tiles of 8 tokens from `token` on; those after the position of their unit become
+  /// -inf.
+  template <int kTiles>
+  __device__ void mask(float (&s)[kTiles][4], int token, int unit) const {
+    token += lane % 4 * 2;
+    const int seen[2] = {position(unit + lane / 4) - token, position(unit + lane / 4 + 8) - token};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (token + lane % 4 * 2 + j % 2 > positions[j / 2]) s[j] = -INFINITY;
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (8 * t + j % 2 > seen[j / 2]) s[t][j] = -INFINITY;
+      }
     }
   }
   /// The maximum of the four lanes that have a unit.
@@ -300,19 +324,19 @@ struct Block {
 
   // Items.
 
-  /// Calls f(begin, tokens) for each step, when its pages are brought or on their way, and span ends.
+  /// Calls f(begin, tokens) for each chunk, when its pages are brought or on their way, and span ends.
   template <int kTiles, class F>
-  __device__ void each_step(const AttentionItem& item, Sums<kTiles>& sums, F&& f) {
-    const int span = item.span_steps * kStepTokens;
+  __device__ void each_chunk(const AttentionItem& item, Sums<kTiles>& sums, F&& f) {
+    const int span = item.span_tokens;
     sums.clear();
-    for (int begin = item.begin; begin < item.end; begin += kStepTokens) {
-      if (at.stages == 2 && warp == 0) bring(1 - stage());
+    for (int begin = item.begin; begin < item.end; begin += kChunkTokens) {
+      if (at.stages == 2 && warp == 0) bring(find_next(), 1 - stage());
       if (begin % span == 0) sums.begin_span();
-      f(begin, min(kStepTokens, item.end - begin));
-      if ((begin + kStepTokens) % span == 0 || begin + kStepTokens >= item.end) sums.end_span();
+      f(begin, min(kChunkTokens, item.end - begin));
+      if ((begin + kChunkTokens) % span == 0 || begin + kChunkTokens >= item.end) sums.end_span();
       __syncthreads();
       ++uses;
-      if (at.stages == 1 && warp == 0) bring(0);
+      if (at.stages == 1 && warp == 0) bring(find_next(), 0);
     }
   }
 
@@ -320,11 +344,10 @@ struct Block {
   __device__ void attend_narrow(const AttentionItem& item) {
     constexpr int kParts = kDim == 0 ? 2 : 1;
     Sums<2 * kParts> sums;
-    const int positions[2] = {position(item, lane / 4), position(item, lane / 4 + 8)};
     auto* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [warp][unit]
     unsigned char* weights = shared + at.weights;                 // [unit][token], permuted as rows of 256 bytes are
 
-    each_step(item, sums, [&](int begin, int tokens) {
+    each_chunk(item, sums, [&](int begin, int tokens) {
       take_keys(tokens);
       float s[2][4] = {};
 #pragma unroll 4
@@ -335,36 +358,44 @@ struct Block {
         multiply_pair(s[0], s[1], q, r);
       }
       float top[2];
-#pragma unroll
-      for (int t = 0; t < 2; ++t) mask(s[t], begin + warp * kPiece + 8 * t, positions);
+      mask(s, begin + warp * kPiece, 0);
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         top[u] = quad_max(fmaxf(fmaxf(s[0][2 * u], s[0][2 * u + 1]), fmaxf(s[1][2 * u], s[1][2 * u + 1])));
         if (lane % 4 == 0) maxima[warp * kNarrowUnits + lane / 4 + 8 * u] = top[u];
       }
       __syncthreads();
+      float step_max[kSteps][2], base[kSteps][2];
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        for (int w = 0; w < kWarps; ++w) top[u] = fmaxf(top[u], maxima[w * kNarrowUnits + lane / 4 + 8 * u]);
+      for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const float* of_warps = maxima + i * kPieces * kNarrowUnits + lane / 4 + 8 * u;
+          step_max[i][u] = of_warps[0];
+          for (int w = 1; w < kPieces; ++w) step_max[i][u] = fmaxf(step_max[i][u], of_warps[w * kNarrowUnits]);
+        }
       }
-      float base[2];
-      sums.raise(top, base);
+      float factor[kSteps][2];
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) sums.raise(step_max[i], base[i], factor[i]);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           const int unit = lane / 4 + 8 * u;
-          *reinterpret_cast<uint32_t*>(weights + unit * 2 * kStepTokens +
-                                       place_chunk(unit, 2 * warp + t, kStepTokens) * 16 + lane % 4 * 4) =
-              pack_halves(exp2_approx(s[t][2 * u] - base[u]), exp2_approx(s[t][2 * u + 1] - base[u]));
+          const float from = warp < kPieces ? base[0][u] : base[1][u];
+          *reinterpret_cast<uint32_t*>(weights + unit * 2 * kChunkTokens +
+                                       place_chunk(unit, 2 * warp + t, kChunkTokens) * 16 + lane % 4 * 4) =
+              pack_halves(exp2_approx(s[t][2 * u] - from), exp2_approx(s[t][2 * u + 1] - from));
         }
       }
       take_values(tokens);
       __syncthreads();
 #pragma unroll
-      for (int k = 0; k < kPieces; ++k) {
+      for (int k = 0; k < kSteps * kPieces; ++k) {
+        if (k % kPieces == 0) sums.scale_span(factor[k / kPieces]);
         uint32_t p[4], r[4];
-        load_matrices(p, weights + lane % 16 * 2 * kStepTokens + place_chunk(lane, 2 * k + lane / 16, kStepTokens) * 16);
+        load_matrices(p, weights + lane % 16 * 2 * kChunkTokens + place_chunk(lane, 2 * k + lane / 16, kChunkTokens) * 16);
         add_weights(sums.span_total, p);
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
@@ -395,69 +426,74 @@ struct Block {
     for (int unit = warp; unit < item.units; unit += kWarps) emit(item, unit, out, unit, totals[unit]);
   }
 
+  /// The weights of a step for sixteen units; the step begins at a piece of the chunk that begins at token `begin`.
+  __device__ void weigh(Sums<kDim / 8>& sums, int begin, int first_piece, int first_unit, uint32_t (&p)[kPieces][4]) {
+    constexpr int kTiles = kStepTokens / 8;
+    const int first_token = first_piece * kPiece;
+    float s[kTiles][4];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) s[t][j] = 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      uint32_t q[4];
+      load_queries_at(q, first_unit, k);
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        uint32_t r[4];
+        load_keys(r, first_token + piece * kPiece, k);
+        multiply_pair(s[2 * piece], s[2 * piece + 1], q, r);
+      }
+    }
+    if (begin + first_token + kStepTokens - 1 > position(first_unit)) mask(s, begin + first_token, first_unit);
+    float top[2], base[2], factor[2];
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      top[u] = fmaxf(s[0][2 * u], s[0][2 * u + 1]);
+#pragma unroll
+      for (int t = 1; t < kTiles; ++t) top[u] = fmaxf(top[u], fmaxf(s[t][2 * u], s[t][2 * u + 1]));
+      top[u] = quad_max(top[u]);
+    }
+    sums.raise(top, base, factor);
+    sums.scale_span(factor);
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&x)[4] = s[2 * piece + i / 2];
+        const int u = i % 2;
+        p[piece][i] = pack_halves(exp2_approx(x[2 * u] - base[u]), exp2_approx(x[2 * u + 1] - base[u]));
+      }
+    }
+  }
+
   /// Up to sixteen units for each warp.
   __device__ void attend_wide(const AttentionItem& item) {
-    constexpr int kTiles = kDim / 8, kTokenTiles = kStepTokens / 8;
+    constexpr int kTiles = kDim / 8;
     Sums<kTiles> sums;
-    const int first_unit = warp * 16, first = position(item, first_unit), last = position(item, first_unit + 15);
-    const int positions[2] = {position(item, first_unit + lane / 4), position(item, first_unit + lane / 4 + 8)};
-    const bool busy = first_unit < item.units;
+    const int first_unit = warp * 16;
 
-    each_step(item, sums, [&](int begin, int tokens) {
-      const bool active = busy && begin <= last;
-      uint32_t p[kPieces][4];
+    each_chunk(item, sums, [&](int begin, int tokens) {
       take_keys(tokens);
-      if (active) {
-        float s[kTokenTiles][4];
+#pragma unroll 1
+      for (int step = 0; step < kSteps; ++step) {
+        const int first = step * kPieces;  // piece of the chunk
+        const bool active = begin + first * kPiece <= position(first_unit + 15);
+        uint32_t p[kPieces][4];
+        if (active) weigh(sums, begin, first, first_unit, p);
+        if (step == 0) take_values(tokens);
+        if (active) {
 #pragma unroll
-        for (int t = 0; t < kTokenTiles; ++t) {
+          for (int k = 0; k < kPieces; ++k) {
+            add_weights(sums.span_total, p[k]);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) s[t][j] = 0;
-        }
-#pragma unroll
-        for (int k = 0; k < kDim / 16; ++k) {
-          uint32_t q[4];
-          load_queries_at(q, first_unit, k);
-#pragma unroll
-          for (int piece = 0; piece < kPieces; ++piece) {
-            uint32_t r[4];
-            load_keys(r, piece * kPiece, k);
-            multiply_pair(s[2 * piece], s[2 * piece + 1], q, r);
-          }
-        }
-        if (begin + kStepTokens - 1 > first) {
-#pragma unroll
-          for (int t = 0; t < kTokenTiles; ++t) mask(s[t], begin + 8 * t, positions);
-        }
-        float top[2], base[2];
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          top[u] = fmaxf(s[0][2 * u], s[0][2 * u + 1]);
-#pragma unroll
-          for (int t = 1; t < kTokenTiles; ++t) top[u] = fmaxf(top[u], fmaxf(s[t][2 * u], s[t][2 * u + 1]));
-          top[u] = quad_max(top[u]);
-        }
-        sums.raise(top, base);
-#pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float(&x)[4] = s[2 * piece + i / 2];
-            const int u = i % 2;
-            p[piece][i] = pack_halves(exp2_approx(x[2 * u] - base[u]), exp2_approx(x[2 * u + 1] - base[u]));
-          }
-        }
-      }
-      take_values(tokens);
-      if (active) {
-#pragma unroll
-        for (int k = 0; k < kPieces; ++k) {
-          add_weights(sums.span_total, p[k]);
-#pragma unroll
-          for (int pair = 0; pair < kDim / 16; ++pair) {
-            uint32_t r[4];
-            load_values(r, pair, k);
-            multiply_pair(sums.of_span[2 * pair], sums.of_span[2 * pair + 1], p[k], r);
+            for (int pair = 0; pair < kDim / 16; ++pair) {
+              uint32_t r[4];
+              load_values(r, pair, first + k);
+              multiply_pair(sums.of_span[2 * pair], sums.of_span[2 * pair + 1], p[k], r);
+            }
           }
         }
       }
@@ -487,7 +523,7 @@ struct Block {
 
   /// `total`: M, L.
   __device__ void emit(const AttentionItem& item, int unit, unsigned char* sums, int row, float2 total) {
-    const int record = item.record + item.begin / (item.span_steps * kStepTokens) * item.units + unit;
+    const int record = item.record + item.begin / item.span_tokens * item.units + unit;
     const float inverse = 1.0f / total.y;
     for (int column = lane * 4; column < dim; column += 128) {
       float4 x = *reinterpret_cast<const float4*>(sum_at(sums, row, column));
@@ -505,7 +541,8 @@ struct Block {
     const int head = item.kv_head * group() + index % group();
     x = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
     if (a.out != nullptr) *reinterpret_cast<float4*>(a.out + row * a.out_stride + head * dim + column) = x;
-    if constexpr (kQuantize) {
+    if constexpr (kDim == kGroup) {
+      if (!a.quantize) return;
       if (!quantize_group(a.quantized, row, head, {x.x, x.y, x.z, x.w}) && lane == 0) report_bad(step, a.quantize_op, row);
     }
   }
@@ -565,9 +602,10 @@ struct Block {
       for (int i = 0; i < 2 * at.stages; ++i) init_barrier(barrier(0, i), 1);
       fence_barriers();
     }
+    const Pages first = warp == 0 ? find_next() : Pages{};
     __syncthreads();
     wait_for_predecessor();
-    if (warp == 0) bring(0);
+    if (warp == 0) bring(first, 0);
     for (int index = blockIdx.x; index < step.counts->attention_items; index += gridDim.x) {
       const AttentionItem& item = step.items[index];  // not a copy: it would take registers from the sums
       load_queries(item);
@@ -583,11 +621,11 @@ struct Block {
   }
 };
 
-template <int kDim, bool kQ8, bool kQuantize>
+template <int kDim, bool kQ8>
 __global__ void __launch_bounds__(kThreads, 1) attend(StepView step, Attention attention) {
   NIWAKI_DYNAMIC_SHARED(shared);
   start_successor();
-  Block<kDim, kQ8, kQuantize>(step, attention, shared).run();
+  Block<kDim, kQ8>(step, attention, shared).run();
 }
 
 /// Calls f(kernel, its shared memory in bytes) for what a head_dim and a type of pages take.
@@ -596,9 +634,9 @@ void with_kernel(int32_t dim, bool q8, F&& f) {
   const auto with_type = [&](auto f16_kernel, auto q8_kernel) {
     f(q8 ? q8_kernel : f16_kernel, Layout(dim, q8).bytes);
   };
-  if (dim == 128) return with_type(attend<128, false, false>, attend<128, true, false>);
-  if (dim == 64) return with_type(attend<64, false, false>, attend<64, true, false>);
-  with_type(attend<0, false, false>, attend<0, true, false>);
+  if (dim == 128) return with_type(attend<128, false>, attend<128, true>);
+  if (dim == 64) return with_type(attend<64, false>, attend<64, true>);
+  with_type(attend<0, false>, attend<0, true>);
 }
 
 constexpr int32_t kMostDim = 256;

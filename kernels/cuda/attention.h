@@ -2,8 +2,8 @@
 // Paged attention: causal, grouped-query, any mix of prompt chunks and decode rows in one launch.
 //
 // A unit is one (row, query head). Its sums depend on its position and its sequence alone: on no other row, no tile, no split.
-// The context is cut at multiples of kStepTokens into steps, and these into spans of span_steps(position) steps, so that there
-// are at most kMostSpans of them:
+// The context is cut at multiples of kStepTokens into steps, and at multiples of span_tokens(position) into spans, at most
+// kMostSpans of them:
 //
 //   for every span, ascending:
 //     m = -inf, l = 0, o = 0
@@ -27,14 +27,15 @@
 
 namespace niwaki::cuda {
 
-constexpr int kStepTokens = 128;
+constexpr int kStepTokens = 64;
+constexpr int kChunkTokens = 128;  // that are brought into shared memory at once: the shortest span
 constexpr int kMostSpans = 32;
 
-/// Steps in a span of a row: a power of two.
-constexpr int span_steps(int position) {
-  int steps = 1;
-  while (position / (kStepTokens * steps) >= kMostSpans) steps *= 2;
-  return steps;
+/// Of a row: a power of two.
+constexpr int span_tokens(int position) {
+  int tokens = kChunkTokens;
+  while (position / tokens >= kMostSpans) tokens *= 2;
+  return tokens;
 }
 
 /// Units that share the pages of a KV head: consecutive ones of a sequence, heads of the group fastest. All spans of their
@@ -46,7 +47,7 @@ struct AttentionItem {
   int32_t kv_head;
   int32_t table;       // where the block table of the sequence begins in StepView::tables
   int32_t begin, end;  // tokens; `begin` is where a span begins
-  int32_t span_steps;
+  int32_t span_tokens;
   int32_t split;    // spans of the units, each an item of its own; 0: the item has them all
   int32_t record;   // if split: where the records of the units begin, [split][units]
   int32_t counter;  // if split: of the items that are done
@@ -67,7 +68,8 @@ int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context
 /// Most items of a step of so many rows.
 int64_t most_attention_items(const AttentionShape& shape, int32_t rows);
 
-/// The items of a step, those with most work first.
+/// The items of a step, those with most work first. Its block tables are expected one after another in StepView::tables, as they
+/// are in the step.
 void list_attention(const Step& step, const AttentionShape& shape, std::vector<AttentionItem>& items);
 
 /// Device memory that split items meet in; one for all layers of a plan.
@@ -103,8 +105,8 @@ struct Attention {
 };
 
 /// Pointers are of whole 16 bytes, strides (floats) multiples of 4, head_dim is a multiple of 16 up to 256. `blocks`: of the grid,
-/// as many as the GPU has processors. Items and block tables are read before the kernel's predecessor in the stream has ended:
-/// none of the kernels of a step writes them.
+/// as many as the GPU has processors. Counts, items and block tables are read before the kernel's predecessor in the stream has
+/// ended: what writes them must not be a kernel before it that lets its successor start early.
 void launch_attention(const StepView& step, const Attention& attention, int32_t blocks, cudaStream_t stream);
 
 /// Asks for the shared memory that launch_attention takes; once per GPU, not while a graph is captured.

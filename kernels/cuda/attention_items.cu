@@ -10,13 +10,9 @@ constexpr int32_t ceil_div(int32_t a, int32_t b) {
   return (a + b - 1) / b;
 }
 
-/// About how long a step of a tile takes, in those of a narrow one.
-int64_t step_cost(int32_t units) {
-  return 1 + units / 64;
-}
-
+/// About how long an item takes, in chunks of one with few units.
 int64_t cost(const AttentionItem& item) {
-  return ceil_div(item.end - item.begin, kStepTokens) * step_cost(item.units);
+  return int64_t{ceil_div(item.end - item.begin, kChunkTokens)} * (1 + item.units / 64);
 }
 
 /// The tiles of a step, of one KV head: items that are not split.
@@ -33,10 +29,10 @@ std::vector<AttentionItem> list_tiles(const Step& step, const QkvLayout& layout)
       tile.first_head = unit % group;
       tile.position = first_position + row;
       tile.table = table;
-      tile.span_steps = span_steps(tile.position);
+      tile.span_tokens = span_tokens(tile.position);
       // Rows whose spans are of another length begin another tile.
-      const int32_t next_length = kMostSpans * kStepTokens * tile.span_steps;
-      const int32_t rows_end = std::min(sequence.row_count, next_length - first_position);
+      const int64_t next_length = int64_t{kMostSpans} * tile.span_tokens;
+      const auto rows_end = static_cast<int32_t>(std::min<int64_t>(sequence.row_count, next_length - first_position));
       tile.units = std::min(most, rows_end * group - unit);
       tile.end = tile.position + (tile.first_head + tile.units - 1) / group + 1;
       tiles.push_back(tile);
@@ -52,7 +48,7 @@ std::vector<AttentionItem> list_tiles(const Step& step, const QkvLayout& layout)
 
 int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context) {
   constexpr int64_t kMost = 32 * 32 * kMostSpans;
-  const int64_t spans = std::min<int64_t>(kMostSpans, (context + kStepTokens - 1) / kStepTokens);
+  const int64_t spans = std::min<int64_t>(kMostSpans, (context + kChunkTokens - 1) / kChunkTokens);
   const int64_t wanted = std::min(kMost, spans * rows * layout.heads);
   return static_cast<int32_t>((wanted + 1) / 2 * 2);
 }
@@ -76,7 +72,7 @@ void list_attention(const Step& step, const AttentionShape& shape, std::vector<A
 
   int32_t record = 0, counter = 0;
   for (const AttentionItem& tile : tiles) {
-    const int32_t span_tokens = kStepTokens * tile.span_steps, spans = ceil_div(tile.end, span_tokens);
+    const int32_t spans = ceil_div(tile.end, tile.span_tokens);
     const int32_t records = spans * tile.units;
     const bool split = spans > 1 && 2 * cost(tile) > 3 * even && record + records * layout.kv_heads <= shape.records;
     for (int32_t head = 0; head < layout.kv_heads; ++head) {
@@ -90,9 +86,9 @@ void list_attention(const Step& step, const AttentionShape& shape, std::vector<A
       item.record = record;
       item.counter = counter++;
       record += records;
-      for (int32_t begin = 0; begin < tile.end; begin += span_tokens) {
+      for (int32_t begin = 0; begin < tile.end; begin += tile.span_tokens) {
         item.begin = begin;
-        item.end = std::min(tile.end, begin + span_tokens);
+        item.end = std::min(tile.end, begin + tile.span_tokens);
         items.push_back(item);
       }
     }

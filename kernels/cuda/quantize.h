@@ -3,12 +3,12 @@
 
 #include "cuda/primitives.h"
 #include "cuda/step_view.h"
+#include "cuda/warp.h"
 
 namespace niwaki::cuda {
 
 /// Columns that share a scale of activations.
 constexpr int kGroup = 128;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 /// Rows of activations as integers q of at most 511, in the order in which matrix instructions take them. Of a group, column
 /// group_column(lane, t) belongs to a lane and a t of 0..3.
@@ -47,15 +47,6 @@ struct QuantizedBytes {
 /// The column of a group that element t of a lane is.
 __device__ inline int group_column(int lane, int t) {
   return (lane & 8) * 8 + 16 * t + (lane & 16) / 2 + (lane & 7);
-}
-
-__device__ inline float warp_max(float x) {
-  for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, i));
-  return x;
-}
-__device__ inline float warp_sum(float x) {
-  for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(kAllLanes, x, i);
-  return x;
 }
 
 /// Bits 0..15 of x at the even places.

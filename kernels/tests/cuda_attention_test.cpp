@@ -2,7 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
+#include <functional>
+#include <memory>
 #include <numeric>
 
 #include "cpu/float16.h"
@@ -164,8 +165,11 @@ class Bench {
     return kv;
   }
 
-  /// [sequence][position][heads * head_dim]; rows before `from` are stored, but do not attend.
-  std::vector<std::vector<float>> run(const Schedule& schedule, const Running& running = {}, int from = 0) const {
+  /// [sequence][position][heads * head_dim]; steps that end before `from` store, but do not attend. `attend` instead of
+  /// launch_attention.
+  using Attend = std::function<void(const StepView&, const Attention&)>;
+  std::vector<std::vector<float>> run(const Schedule& schedule, const Running& running = {}, int from = 0,
+                                      const Attend& attend = {}) const {
     const auto kv = poisoned();
     const int layer = 1, width = shape.width(), wide = shape.heads * shape.head_dim;
     std::vector<std::vector<float>> outs;
@@ -210,7 +214,7 @@ class Bench {
       a.out = out.get();
       a.out_stride = out_stride;
       a.op = kOp + 2;
-      launch_attention(device.view(), a, running.blocks, nullptr);
+      attend ? attend(device.view(), a) : launch_attention(device.view(), a, running.blocks, nullptr);
       const std::vector<float> got = out.read();
       CHECK(device.first_bad.read()[0] == ~0ull);
       int row = 0;
@@ -427,7 +431,7 @@ TEST(the_same_bits_token_by_token) {
 TEST(long_contexts_have_longer_spans) {
   for (const Shape& shape : {Shape{4, 1, 64, 32, KvType::kF16}, Shape{2, 1, 16, 16, KvType::kQ8}}) {
     const int begin = 4080, length = 4120;
-    CHECK(span_steps(4095) == 1 && span_steps(4096) == 2 && span_steps(8191) == 2 && span_steps(8192) == 4);
+    CHECK(span_tokens(4095) == 128 && span_tokens(4096) == 256 && span_tokens(8191) == 256 && span_tokens(8192) == 512);
     const Bench bench(shape, {length}, 10);
     const auto schedule = [&](int rows) {
       Schedule s{{{0, begin}}};
@@ -454,6 +458,77 @@ TEST(very_unequal_scores_stay_exact) {
   const auto outs = bench.run(bench.whole());
   CHECK(bench.error(outs) < 3e-3);
   CHECK(same(outs, bench.run(bench.chunks(1), {1000, 3})));
+}
+
+namespace {
+
+/// A warp for each group of a row.
+__global__ void quantize_rows(const float* x, int64_t stride, int groups, Quantized out) {
+  const int row = static_cast<int>(blockIdx.x) / groups, group = static_cast<int>(blockIdx.x) % groups;
+  const float* at = x + row * stride + group * kGroup + 4 * threadIdx.x;
+  quantize_group(out, row, group, {at[0], at[1], at[2], at[3]});
+}
+
+/// Memory for quantized rows, zeros at first.
+struct QuantizedRows {
+  QuantizedRows(QuantizedLayout layout, int rows, int columns)
+      : size(layout, rows, columns), bytes(std::vector<uint8_t>(size.data + size.scales + size.sums)) {
+    uint8_t* data = bytes.get();
+    view = {layout, rows, data, reinterpret_cast<float*>(data + size.data),
+            reinterpret_cast<int32_t*>(data + size.data + size.scales)};
+  }
+  QuantizedBytes size;
+  Array<uint8_t> bytes;
+  Quantized view;
+};
+
+}  // namespace
+
+TEST(results_are_quantized_for_the_next_operation) {
+  for (const KvType type : {KvType::kF16, KvType::kQ8}) {
+    const Shape shape{4, 2, 128, 16, type};
+    Bench bench(shape, {150, 20}, 16);
+    for (const QuantizedLayout layout : {QuantizedLayout::kBits1, QuantizedLayout::kBits2, QuantizedLayout::kHalves}) {
+      for (const int rows : {1, 150}) {
+        const int processors = rows == 1 ? 1000 : 4, columns = 4 * 128, room = (rows + 7) / 8 * 8;
+        const QuantizedRows with(layout, room, columns), after(layout, room, columns), only(layout, room, columns);
+        bench.run({{{0, 150 - rows}}, {{0, rows}}}, {processors}, 150 - rows, [&](const StepView& step, Attention a) {
+          a.quantize = true;
+          a.quantized = with.view;
+          launch_attention(step, a, 3, nullptr);
+          launch(quantize_rows, {dim3(static_cast<unsigned>(rows * 4)), dim3(32)}, nullptr, a.out, a.out_stride, 4,
+                 after.view);
+          a.out = nullptr;
+          a.quantized = only.view;
+          launch_attention(step, a, 3, nullptr);
+        });
+        CHECK(with.bytes.read() == after.bytes.read());
+        CHECK(only.bytes.read() == after.bytes.read());
+      }
+    }
+  }
+}
+
+TEST(results_that_are_not_finite_are_named_where_they_are_quantized) {
+  Bench bench({4, 1, 128, 16, KvType::kF16}, {40}, 17);
+  const QuantizedRows quantized(QuantizedLayout::kBits1, 40, 512);
+  unsigned long long found = 0;
+  bench.run({{{0, 40}}}, {}, 0, [&](const StepView& step, Attention a) {
+    const std::vector<unsigned long long> none{~0ull};
+    const std::vector<uint16_t> infinite(16 * 128, 0x7c00);  // the values of block 1, from position 16 on
+    check(cudaMemcpy(a.pages.values(bench.sequences[0].table[1], 0), infinite.data(), infinite.size() * 2,
+                     cudaMemcpyHostToDevice),
+          "a test's page");
+    a.quantize = true;
+    a.quantized = quantized.view;
+    a.quantize_op = kOp + 3;
+    launch_attention(step, a, 3, nullptr);
+    check(cudaDeviceSynchronize(), "a test's kernels");
+    check(cudaMemcpy(&found, step.first_bad, 8, cudaMemcpyDeviceToHost), "a test's result");
+    check(cudaMemcpy(step.first_bad, none.data(), 8, cudaMemcpyHostToDevice), "a test's result");
+  });
+  // Weights of later tokens are zeros, which infinite values make NaN: rows from the first of the chunk on.
+  CHECK(found >> 32 == kOp + 3 && (found & 0xffffffff) <= 16);
 }
 
 TEST(records_run_out) {
