@@ -112,7 +112,12 @@ TEST(steps_that_follow_choose_what_steps_one_by_one_do) {
   const MiniModel model = model_of(KvType::kF16, true);
   const auto device = library().open(0);
   const auto plan = device->compile(make_spec(*device, model));
-  Step step{{5, 6, 7}, {{3, 3, {1, 2}}}, {2}, {{}}, nullptr, false, 20};
+  Step step;
+  step.tokens = {5, 6, 7};
+  step.sequences = {{3, 3, {1, 2}}};
+  step.outputs = {2};
+  step.samples = {{}};
+  step.following = 20;
   const StepResult together = run(*device, plan, step);
   CHECK(together.samples.size() == 21);
   step.following = 0;
@@ -140,20 +145,23 @@ TEST(what_is_not_finite_is_named) {
     }
   }
   const auto plan = device->compile(std::move(spec));
-  Step step{{5, 6}, {{2, 2, {1}}}, {1}, {{}}};
+  Step step;
+  step.tokens = {5, 6};
+  step.sequences = {{2, 2, {1}}};
+  step.outputs = {1};
   const std::string message = message_of(ErrorCode::kNonFinite, [&] { run(*device, plan, step); });
-  CHECK(message.find("blk.1.ffn_gate_up") != std::string::npos);
-  CHECK(message.find("sequence 0, position 0") != std::string::npos);
+  CHECK(contains(message, "blk.1.ffn_gate_up") && contains(message, "sequence 0, position 0"));
 }
 
 TEST(other_devices_things_are_refused) {
   const auto cpu = Device::open({1, ""});
   const auto device = library().open(0);
   const MiniModel model;
-  expect_error(ErrorCode::kInvalidArgument, [&] { device->compile(make_spec(*cpu, model)); });
-  expect_error(ErrorCode::kInvalidArgument, [&] { cpu->compile(make_spec(*device, model)); });
-  expect_error(ErrorCode::kUnsupported, [&] { device->create_kv_cache({1, 1, 64, 16, 4, KvType::kF32}); });
-  expect_error(ErrorCode::kUnsupported, [&] { library().open(7); });
+  const auto refused = [](ErrorCode code, const char* why, auto&& f) { CHECK(contains(message_of(code, f), why)); };
+  refused(ErrorCode::kInvalidArgument, "another device", [&] { device->compile(make_spec(*cpu, model)); });
+  refused(ErrorCode::kInvalidArgument, "another device", [&] { cpu->compile(make_spec(*device, model)); });
+  refused(ErrorCode::kUnsupported, "f16 or q8", [&] { device->create_kv_cache({1, 1, 64, 16, 4, KvType::kF32}); });
+  refused(ErrorCode::kUnsupported, "no GPU 7", [&] { library().open(7); });
 }
 
 TEST_MAIN()
