@@ -24,13 +24,13 @@ struct Layout {
   uint32_t stage, tile;  // bytes: of a stage; of keys or values in a stage
   uint32_t widened, queries, sums, weights, maxima, totals, positions, barriers, last, bytes;
 
-  __host__ __device__ constexpr Layout(int dim, bool q8) : stages(dim > 128 ? 1 : 2) {
+  __host__ __device__ constexpr Layout(int dim, bool q8, bool wide) : stages(dim > 128 ? 1 : 2) {
     const uint32_t row = 2 * dim, halves = kChunkTokens * row;
     tile = q8 ? halves / 2 : halves;
     stage = 2 * tile + (q8 ? 2 * kChunkTokens * 4 : 0);
     widened = stages * stage;
     queries = widened + (q8 ? 2 * halves : 0);
-    sums = queries + (has_wide(dim) ? kWideUnits : kNarrowUnits) * row;
+    sums = queries + (wide ? kWideUnits : kNarrowUnits) * row;
     weights = sums + kNarrowUnits * dim * 4;
     maxima = weights + kNarrowUnits * kChunkTokens * 2;
     totals = maxima + kWarps * kNarrowUnits * 4;
@@ -106,8 +106,8 @@ struct Sums {
   }
 };
 
-/// A block at work. kDim: the head_dim, or 0 for any other.
-template <int kDim, bool kQ8>
+/// A block at work. kDim: the head_dim, or 0 for any other. kWide: items may have more than kNarrowUnits.
+template <int kDim, bool kQ8, bool kWide>
 struct Block {
   const StepView& step;
   const Attention& a;
@@ -124,7 +124,7 @@ struct Block {
         dim(kDim != 0 ? kDim : a.layout.head_dim),
         lane(threadIdx.x % 32),
         warp(threadIdx.x / 32),
-        at(kDim != 0 ? kDim : a.layout.head_dim, kQ8),
+        at(kDim != 0 ? kDim : a.layout.head_dim, kQ8, kWide),
         next_item(blockIdx.x),
         next_begin(-1) {}
 
@@ -566,7 +566,8 @@ struct Block {
   __device__ void join(const AttentionItem& item) {
     for (int unit = warp; unit < item.units; unit += kWarps) {
       const int64_t record = item.record + unit;
-      const float2 total = lane < item.split ? a.scratch.totals[record + lane * item.units] : float2{-INFINITY, 0};
+      const float2 total =
+          lane < item.split ? __ldcg(a.scratch.totals + record + lane * item.units) : float2{-INFINITY, 0};
       float max = total.x;
       for (int distance = 1; distance < 32; distance *= 2) {
         const float before = __shfl_up_sync(kAllLanes, max, distance);
@@ -589,7 +590,7 @@ struct Block {
         for (int span = 0; span < item.split; ++span, from += static_cast<int64_t>(item.units) * dim) {
           const float f = __shfl_sync(kAllLanes, old_factor, span), g = __shfl_sync(kAllLanes, new_factor, span);
           if (column >= dim) continue;
-          const float4 y = *reinterpret_cast<const float4*>(from);
+          const float4 y = __ldcg(reinterpret_cast<const float4*>(from));
           x = {fmaf(y.x, g, x.x * f), fmaf(y.y, g, x.y * f), fmaf(y.z, g, x.z * f), fmaf(y.w, g, x.w * f)};
         }
         if (column < dim) finish(item, unit, column, x, 1.0f / all);
@@ -610,7 +611,7 @@ struct Block {
       const AttentionItem& item = step.items[index];  // not a copy: it would take registers from the sums
       load_queries(item);
       __syncthreads();
-      if constexpr (kDim != 0) {
+      if constexpr (kWide) {
         item.units > kNarrowUnits ? attend_wide(item) : attend_narrow(item);
       } else {
         attend_narrow(item);
@@ -621,22 +622,24 @@ struct Block {
   }
 };
 
-template <int kDim, bool kQ8>
+template <int kDim, bool kQ8, bool kWide>
 __global__ void __launch_bounds__(kThreads, 1) attend(StepView step, Attention attention) {
   NIWAKI_DYNAMIC_SHARED(shared);
   start_successor();
-  Block<kDim, kQ8>(step, attention, shared).run();
+  Block<kDim, kQ8, kWide>(step, attention, shared).run();
 }
 
-/// Calls f(kernel, its shared memory in bytes) for what a head_dim and a type of pages take.
+/// Calls f(kernel, its shared memory in bytes) for a head_dim, a type of pages and the widest items.
 template <class F>
-void with_kernel(int32_t dim, bool q8, F&& f) {
+void with_kernel(int32_t dim, bool q8, bool wide, F&& f) {
   const auto with_type = [&](auto f16_kernel, auto q8_kernel) {
-    f(q8 ? q8_kernel : f16_kernel, Layout(dim, q8).bytes);
+    f(q8 ? q8_kernel : f16_kernel, Layout(dim, q8, wide).bytes);
   };
-  if (dim == 128) return with_type(attend<128, false>, attend<128, true>);
-  if (dim == 64) return with_type(attend<64, false>, attend<64, true>);
-  with_type(attend<0, false>, attend<0, true>);
+  if (dim == 128) return wide ? with_type(attend<128, false, true>, attend<128, true, true>)
+                              : with_type(attend<128, false, false>, attend<128, true, false>);
+  if (dim == 64) return wide ? with_type(attend<64, false, true>, attend<64, true, true>)
+                             : with_type(attend<64, false, false>, attend<64, true, false>);
+  with_type(attend<0, false, false>, attend<0, true, false>);
 }
 
 constexpr int32_t kMostDim = 256;
@@ -645,8 +648,10 @@ constexpr int32_t kMostDim = 256;
 
 void prepare_attention() {
   for (const int32_t dim : {64, 128, kMostDim}) {
-    for (const bool q8 : {false, true})
-      with_kernel(dim, q8, [](auto kernel, uint32_t bytes) { allow_shared(kernel, bytes); });
+    for (const bool q8 : {false, true}) {
+      for (const bool wide : {false, has_wide(dim)})
+        with_kernel(dim, q8, wide, [](auto kernel, uint32_t bytes) { allow_shared(kernel, bytes); });
+    }
   }
 }
 
@@ -656,7 +661,8 @@ void launch_attention(const StepView& step, const Attention& attention, int32_t 
     throw Error(ErrorCode::kUnsupported,
                 "CUDA: head_dim must be a multiple of 16 up to 256, got " + std::to_string(dim));
   }
-  with_kernel(dim, attention.pages.type == KvType::kQ8, [&](auto kernel, uint32_t bytes) {
+  const bool q8 = attention.pages.type == KvType::kQ8, wide = attention.wide && has_wide(dim);
+  with_kernel(dim, q8, wide, [&](auto kernel, uint32_t bytes) {
     launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, true}, stream, step, attention);
   });
 }

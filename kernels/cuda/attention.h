@@ -58,6 +58,9 @@ struct AttentionShape {
   QkvLayout layout;
   int32_t records;     // that there is scratch for
   int32_t processors;  // of the GPU
+  /// Items of up to 128 units, not 16, for prompts (if head_dim is 64 or 128). Of the launch, too: it changes no bit, but the
+  /// kernel for both leaves no registers for its neighbors in the stream.
+  bool wide;
 };
 
 /// Units times spans that one step may split: enough for 32 rows of 32 heads with kMostSpans (17 MB at a head_dim of 128), less
@@ -96,6 +99,7 @@ struct Attention {
   AttentionScratch scratch;
   float* out;  // [rows][out_stride], heads * head_dim each; null: not wanted
   int64_t out_stride;
+  bool wide;   // AttentionShape::wide
   int32_t op;  // what report_bad names for queries that are not finite as float16 once scaled
   /// With `quantize` (head_dim is kGroup), the result also as the next operation takes it, head h as group h; it is named where a
   /// number is not finite.

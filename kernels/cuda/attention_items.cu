@@ -16,8 +16,9 @@ int64_t cost(const AttentionItem& item) {
 }
 
 /// The tiles of a step, of one KV head: items that are not split.
-std::vector<AttentionItem> list_tiles(const Step& step, const QkvLayout& layout) {
-  const int32_t group = layout.heads / layout.kv_heads, most = most_units(layout.head_dim);
+std::vector<AttentionItem> list_tiles(const Step& step, const AttentionShape& shape) {
+  const QkvLayout& layout = shape.layout;
+  const int32_t group = layout.heads / layout.kv_heads, most = most_units(layout.head_dim, shape.wide);
   std::vector<AttentionItem> tiles;
   int32_t first_row = 0, table = 0;
   for (const StepSequence& sequence : step.sequences) {
@@ -56,14 +57,14 @@ int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context
 int64_t most_attention_items(const AttentionShape& shape, int32_t rows) {
   const int32_t group = shape.layout.heads / shape.layout.kv_heads;
   // A tile has a whole row at least, or as many units as fit; a split one needs a record for each of its items.
-  const int64_t tiles = int64_t{rows} * ceil_div(group, most_units(shape.layout.head_dim));
+  const int64_t tiles = int64_t{rows} * ceil_div(group, most_units(shape.layout.head_dim, shape.wide));
   return tiles * shape.layout.kv_heads + shape.records;
 }
 
 void list_attention(const Step& step, const AttentionShape& shape, std::vector<AttentionItem>& items) {
   items.clear();
   const QkvLayout& layout = shape.layout;
-  std::vector<AttentionItem> tiles = list_tiles(step, layout);
+  std::vector<AttentionItem> tiles = list_tiles(step, shape);
   std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
   int64_t total = 0;
   for (const AttentionItem& tile : tiles) total += cost(tile) * layout.kv_heads;

@@ -15,8 +15,8 @@ constexpr int32_t kWideUnits = 128;
 __host__ __device__ constexpr bool has_wide(int32_t head_dim) {
   return head_dim == 64 || head_dim == 128;
 }
-constexpr int32_t most_units(int32_t head_dim) {
-  return has_wide(head_dim) ? kWideUnits : kNarrowUnits;
+constexpr int32_t most_units(int32_t head_dim, bool wide) {
+  return wide && has_wide(head_dim) ? kWideUnits : kNarrowUnits;
 }
 
 }  // namespace niwaki::cuda

@@ -123,6 +123,7 @@ struct Running {
   int processors = 4;  // few: nothing is split; many: all is
   int blocks = 3;
   int records = 1 << 14;
+  bool wide = true;
 };
 
 /// Sequences with their queries, keys and values, in scattered blocks that hold NaN until they are written.
@@ -194,7 +195,7 @@ class Bench {
       }
       qkv.resize(qkv.size() + static_cast<size_t>(kBeyond * width), NAN);
       std::vector<AttentionItem> items;
-      const AttentionShape attention_shape{shape.layout(), running.records, running.processors};
+      const AttentionShape attention_shape{shape.layout(), running.records, running.processors, running.wide};
       list_attention(step, attention_shape, items);
       CHECK(static_cast<int64_t>(items.size()) <=
             most_attention_items(attention_shape, static_cast<int32_t>(step.tokens.size())));
@@ -213,6 +214,7 @@ class Bench {
       a.scratch = attention_scratch(scratch.get(), running.records, shape.head_dim);
       a.out = out.get();
       a.out_stride = out_stride;
+      a.wide = running.wide;
       a.op = kOp + 2;
       attend ? attend(device.view(), a) : launch_attention(device.view(), a, running.blocks, nullptr);
       const std::vector<float> got = out.read();
@@ -413,6 +415,7 @@ TEST(the_same_bits_whole_in_chunks_alone_and_split) {
     const Bench bench(shape, {300, 33, 140}, 8);
     const auto first = bench.run(bench.whole());
     CHECK(same(first, bench.run(bench.whole(), {1000, 7})));
+    CHECK(same(first, bench.run(bench.whole(), {4, 3, 1 << 14, false})));
     CHECK(same(first, bench.run(bench.alone(64))));
     CHECK(same(first, bench.run(bench.chunks(19), {1000, 5})));
     CHECK(same(first, bench.run(bench.mixed(200, 6), {12, 2})));
@@ -423,7 +426,7 @@ TEST(the_same_bits_token_by_token) {
   for (const Shape& shape : {kShapes[0], kShapes[3], kShapes[4]}) {
     const Bench bench(shape, {150, 131}, 9);
     const auto first = bench.run(bench.whole());
-    CHECK(same(first, bench.run(bench.chunks(1), {1000, 4})));
+    CHECK(same(first, bench.run(bench.chunks(1), {1000, 4, 1 << 14, false})));
     CHECK(same(first, bench.run(bench.alone(1), {1, 1})));
   }
 }
@@ -679,7 +682,7 @@ TEST(queries_beyond_float16_are_named) {
     step.tokens.resize(40);
     step.sequences = {{40, 40, bench.sequences[0].table}};
     std::vector<AttentionItem> items;
-    list_attention(step, {shape.layout(), 1024, 4}, items);
+    list_attention(step, {shape.layout(), 1024, 4, true}, items);
     const DeviceStep device(step, items);
     std::vector<float> qkv = bench.sequences[0].qkv;
     qkv[static_cast<size_t>(31 * shape.width() + 3 * 64 + 9)] = value;
@@ -693,6 +696,7 @@ TEST(queries_beyond_float16_are_named) {
     a.scratch = attention_scratch(scratch.get(), 1024, 64);
     a.out = out.get();
     a.out_stride = 256;
+    a.wide = true;
     a.op = kOp + 2;
     launch_attention(device.view(), a, 2, nullptr);
     CHECK(device.first_bad.read()[0] == (value == 3.6e5f ? ~0ull : bad(kOp + 2, 31)));
