@@ -115,13 +115,30 @@ __global__ void prepare_row(StepView step, Preparation work) {
   }
 }
 
-__global__ void swiglu_rows(FloatRows x, int32_t width, FloatRows out) {
+__global__ void swiglu_rows(FloatRows x, int32_t width, FloatRows out, bool accumulate) {
   start_successor();
   wait_for_predecessor();
   const int c = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (c >= width) return;
   const float* from = x.data + blockIdx.y * x.stride + c;
-  out.data[blockIdx.y * out.stride + c] = silu(__ldcg(from)) * __ldcg(from + width);
+  float* to = out.data + blockIdx.y * out.stride + c;
+  const float y = silu(__ldcg(from)) * __ldcg(from + width);
+  *to = accumulate ? *to + y : y;
+}
+
+__global__ void copy_row(FloatRows in, int32_t width, FloatRows out) {
+  start_successor();
+  wait_for_predecessor();
+  for (int c = static_cast<int>(threadIdx.x); c < width; c += static_cast<int>(blockDim.x))
+    out.data[blockIdx.x * out.stride + c] = __ldcg(in.data + blockIdx.x * in.stride + c);
+}
+
+__global__ void dequantize_row(MatrixRun run, int64_t row_size, int64_t first_row, float* out) {
+  for (int64_t c = threadIdx.x; c < run.columns; c += blockDim.x) {
+    const int64_t row = first_row + blockIdx.x;
+    out[blockIdx.x * run.columns + c] =
+        run.data == nullptr ? sign_weight(run, row, c) : float_weight(run, row_size, row, c);
+  }
 }
 
 __global__ void select_rows(StepView step, FloatRows in, FloatRows out, int32_t width) {
@@ -152,11 +169,32 @@ void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaS
          stream, step, work);
 }
 
-void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, int rows, cudaStream_t stream) {
+void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, bool accumulate, int rows, cudaStream_t stream) {
   launch(swiglu_rows,
          {dim3(static_cast<unsigned>((width + kThreads - 1) / kThreads), static_cast<unsigned>(rows)),
           dim3(kThreads), 0, true},
-         stream, x, width, out);
+         stream, x, width, out, accumulate);
+}
+
+void copy_rows(const FloatRows& in, int32_t width, const FloatRows& out, int rows, cudaStream_t stream) {
+  launch(copy_row, {dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, true}, stream, in, width, out);
+}
+
+std::vector<float> read_rows(const CudaMatrix& matrix, int64_t first_row, int64_t rows, cudaStream_t stream) {
+  const size_t row_floats = static_cast<size_t>(matrix.columns());
+  std::vector<float> values(static_cast<size_t>(rows) * row_floats);
+  for (const MatrixRun& run : matrix.runs()) {
+    const int64_t begin = std::max(first_row, run.first_row), end = std::min(first_row + rows, run.first_row + run.rows);
+    if (begin >= end) continue;
+    const DeviceMemory memory(static_cast<size_t>(end - begin) * row_floats * sizeof(float), "reading weights");
+    launch(dequantize_row, {dim3(static_cast<unsigned>(end - begin)), dim3(kThreads)}, stream, run,
+           static_cast<int64_t>(row_bytes(run.type, run.columns)), begin - run.first_row, memory.at<float>());
+    check(cudaMemcpyAsync(values.data() + static_cast<size_t>(begin - first_row) * row_floats, memory.at<void>(),
+                          memory.size(), cudaMemcpyDeviceToHost, stream),
+          "reading weights");
+    check(cudaStreamSynchronize(stream), "reading weights");
+  }
+  return values;
 }
 
 void select_outputs(const StepView& step, const FloatRows& in, const FloatRows& out, int32_t width, int outputs,

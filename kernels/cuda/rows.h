@@ -36,8 +36,14 @@ struct Preparation {
 };
 void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream);
 
-/// out = silu(gate) * up; x is gate | up.
-void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, int rows, cudaStream_t stream);
+/// out = silu(gate) * up, or out += with `accumulate`; x is gate | up.
+void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, bool accumulate, int rows, cudaStream_t stream);
+
+/// out = in
+void copy_rows(const FloatRows& in, int32_t width, const FloatRows& out, int rows, cudaStream_t stream);
+
+/// Rows of a matrix as floats, [rows][columns], on the host.
+std::vector<float> read_rows(const CudaMatrix& matrix, int64_t first_row, int64_t rows, cudaStream_t stream);
 
 /// out[i] = in[row of output i]
 void select_outputs(const StepView& step, const FloatRows& in, const FloatRows& out, int32_t width, int outputs,

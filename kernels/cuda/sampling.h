@@ -7,7 +7,7 @@
 // tokens, top-k sets and the lists of the most likely tokens are those of the CPU, ties included. Weights are the CPU's,
 // too, to the bit; they are summed in double in a fixed order, but not in the CPU's. So a draw, or the end of a nucleus,
 // may differ where it falls within the rounding of such a sum (some 1e-15 of it) of the boundary between two tokens.
-// Log-probabilities may differ in the last place of a float.
+// Log-probabilities may differ in the last place of a float. Not to be compiled with fast math.
 #include <cstddef>
 #include <cstdint>
 #include <functional>

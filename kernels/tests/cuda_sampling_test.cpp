@@ -232,8 +232,8 @@ TEST(a_large_vocabulary) {
   samples[4].logprobs = 20;
   samples[4].history = {3, 3, 8, 151'668};
   samples[4].frequency_penalty = 1;
-  samples[5].logprobs = 5000;   // more than candidates are kept
-  samples[6].top_p = 0.95f;     // a large nucleus
+  samples[5].logprobs = 5000;  // more than candidates are kept
+  samples[6].top_p = 0.95f;  // a large nucleus
   samples[6].temperature = 2;
   samples[6].bias = {{5, -INFINITY}, {100'000, 2}};
   samples[7].top_k = 10'000;
