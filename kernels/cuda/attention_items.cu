@@ -57,7 +57,7 @@ int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context
 int64_t most_attention_items(const AttentionShape& shape, int32_t rows) {
   const int32_t group = shape.layout.heads / shape.layout.kv_heads;
   // A tile has a whole row at least, or as many units as fit; a split one needs a record for each of its items.
-  const int64_t tiles = int64_t{rows} * ceil_div(group, most_units(shape.layout.head_dim, shape.wide));
+  const int64_t tiles = int64_t{rows} * ceil_div(group, kNarrowUnits);
   return tiles * shape.layout.kv_heads + shape.records;
 }
 

@@ -328,6 +328,7 @@ void CudaPlan::encode(const PagedAttentionOp& op, size_t index, const Bucket& bu
     const auto& next = std::get<LinearOp>(spec().ops[index + 1].op);
     work.quantized = quantized_for(cuda_matrix(*next.matrix), bucket.rows)[0];
   }
+  work.wide = wide_attention(bucket.rows);
   launch_attention(view_, work, gpu_.multiprocessors, gpu_.stream);
 }
 
@@ -413,7 +414,10 @@ void CudaPlan::stage(const Step& step) {
   }
 
   items_.clear();
-  if (attention_) list_attention(step, *attention_, items_);
+  if (attention_) {
+    attention_->wide = wide_attention(bucket_of(step).rows);
+    list_attention(step, *attention_, items_);
+  }
   *staging_.at<StepView::Counts>(layout_.counts) = {
       static_cast<int32_t>(step.tokens.size()), static_cast<int32_t>(step.outputs.size()),
       static_cast<int32_t>(step.sequences.size()), static_cast<int32_t>(items_.size())};
