@@ -60,12 +60,8 @@ struct AttentionShape {
   int32_t processors;  // of the GPU
   /// Items of up to 128 units, not 16, for prompts (if head_dim is 64 or 128). Of the launch, too: it changes no bit, but the
   /// kernel for both leaves no registers for its neighbors in the stream.
-  bool wide = false;
+  bool wide;
 };
-/// Whether launches for so many rows should be: fewer are decoded more often than they are of a prompt.
-constexpr bool wide_attention(int32_t rows) {
-  return rows >= 64;
-}
 
 /// Units times spans that one step may split: enough for 32 rows of 32 heads with kMostSpans (17 MB at a head_dim of 128), less
 /// if `rows` rows of `context` tokens need less. Items that find no records left are not split; so many keep the GPU busy as they
@@ -103,13 +99,13 @@ struct Attention {
   AttentionScratch scratch;
   float* out;  // [rows][out_stride], heads * head_dim each; null: not wanted
   int64_t out_stride;
+  bool wide;   // AttentionShape::wide
   int32_t op;  // what report_bad names for queries that are not finite as float16 once scaled
   /// With `quantize` (head_dim is kGroup), the result also as the next operation takes it, head h as group h; it is named where a
   /// number is not finite.
   bool quantize;
   Quantized quantized;
   int32_t quantize_op;
-  bool wide = false;  // AttentionShape::wide
 };
 
 /// Pointers are of whole 16 bytes, strides (floats) multiples of 4, head_dim is a multiple of 16 up to 256. `blocks`: of the grid,

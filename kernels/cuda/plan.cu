@@ -131,7 +131,7 @@ void CudaPlan::bind() {
         throw Error(ErrorCode::kUnsupported,
                     ops[i].label + ": attention of heads in two ways is not supported on this device");
       }
-      attention_ = AttentionShape{op->layout, records, gpu_.multiprocessors};
+      attention_ = AttentionShape{op->layout, records, gpu_.multiprocessors, false};
     }
   }
 }
@@ -151,9 +151,7 @@ void CudaPlan::lay_out() {
   layout_.sequences = take(4 * rows);
   layout_.table_begins = take(4 * rows);
   layout_.outputs = take(4 * outputs);
-  layout_.items = take(attention_ ? static_cast<size_t>(most_attention_items(*attention_, spec().max_rows)) *
-                                        sizeof(AttentionItem)
-                                  : 0);
+  layout_.items = take(most_item_bytes());
   layout_.end = end;
 }
 
@@ -321,14 +319,13 @@ void CudaPlan::encode(const PagedAttentionOp& op, size_t index, const Bucket& bu
   const BoundOp& bound = ops_[index];
   const FloatRows qkv = buffer(op.qkv), out = buffer(op.out);
   Attention work{qkv.data, qkv.stride, op.layout, pages_of(op.kv).pages(op.layer), attention_scratch_, nullptr,
-                 out.stride, static_cast<int32_t>(index), bound.prepares, {}, static_cast<int32_t>(index + 1)};
+                 out.stride, bucket.wide, static_cast<int32_t>(index), bound.prepares, {}, static_cast<int32_t>(index + 1)};
   const bool adapted = bound.prepares && slots_ != nullptr && slots_->touches(index + 1);
   if (bound.writes_floats || adapted) work.out = out.data;
   if (bound.prepares) {
     const auto& next = std::get<LinearOp>(spec().ops[index + 1].op);
     work.quantized = quantized_for(cuda_matrix(*next.matrix), bucket.rows)[0];
   }
-  work.wide = wide_attention(bucket.rows);
   launch_attention(view_, work, gpu_.multiprocessors, gpu_.stream);
 }
 
@@ -346,8 +343,21 @@ void CudaPlan::encode(const Bucket& bucket, const CudaAdapterSlots* slots) {
 }
 
 CudaPlan::Bucket CudaPlan::bucket_of(const Step& step) const {
+  // More rows of a sequence than this have more units than a narrow item.
+  constexpr int32_t kNarrowRows = 4;
+  const bool wide = std::any_of(step.sequences.begin(), step.sequences.end(),
+                                [](const StepSequence& s) { return s.row_count > kNarrowRows; });
   return {bucket_rows(static_cast<int32_t>(step.tokens.size())),
-          step.outputs.empty() ? 0 : bucket_rows(static_cast<int32_t>(step.outputs.size()))};
+          step.outputs.empty() ? 0 : bucket_rows(static_cast<int32_t>(step.outputs.size())), wide};
+}
+
+size_t CudaPlan::most_item_bytes() const {
+  if (!attention_) return 0;
+  AttentionShape narrow = *attention_, wide = *attention_;
+  wide.wide = true;
+  return static_cast<size_t>(std::max(most_attention_items(narrow, spec().max_rows),
+                                      most_attention_items(wide, spec().max_rows))) *
+         sizeof(AttentionItem);
 }
 
 cudaGraphExec_t CudaPlan::graph_of(const Bucket& bucket) {
@@ -374,7 +384,7 @@ cudaGraphExec_t CudaPlan::graph_of(const Bucket& bucket) {
 }
 
 /// Writes the step to staging memory, and makes room on the GPU where it has too little; then no graph is valid any more.
-void CudaPlan::stage(const Step& step) {
+void CudaPlan::stage(const Step& step, bool wide) {
   size_t tables = 0;
   for (const StepSequence& sequence : step.sequences) tables += sequence.block_table.size();
   const auto* slots = static_cast<const CudaPlanSlots*>(step.adapter_slots.get());
@@ -388,10 +398,7 @@ void CudaPlan::stage(const Step& step) {
     const auto room = [&](size_t needed, size_t had) { return aligned(std::max({needed * 3 / 2, had, size_t{4096}})); };
     const Layout before = layout_;
     const bool first = step_memory_.size() == 0;
-    layout_.samples = aligned(layout_.items + (attention_ ? static_cast<size_t>(most_attention_items(
-                                                                *attention_, spec().max_rows)) *
-                                                                sizeof(AttentionItem)
-                                                          : 0));
+    layout_.samples = aligned(layout_.items + most_item_bytes());
     layout_.adapters = layout_.samples + room(samples, first ? 0 : before.adapters - before.samples);
     layout_.tables = layout_.adapters + room(adapters.size(), first ? 0 : before.tables - before.adapters);
     layout_.end = layout_.tables + room(4 * tables, first ? 0 : before.end - before.tables);
@@ -415,8 +422,9 @@ void CudaPlan::stage(const Step& step) {
 
   items_.clear();
   if (attention_) {
-    attention_->wide = wide_attention(bucket_of(step).rows);
-    list_attention(step, *attention_, items_);
+    AttentionShape shape = *attention_;
+    shape.wide = wide;
+    list_attention(step, shape, items_);
   }
   *staging_.at<StepView::Counts>(layout_.counts) = {
       static_cast<int32_t>(step.tokens.size()), static_cast<int32_t>(step.outputs.size()),
@@ -458,13 +466,13 @@ void CudaPlan::upload(size_t begin, size_t end) {
 
 StepResult CudaPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
   if (cancelled.load(std::memory_order_relaxed)) throw Error(ErrorCode::kCancelled, "the step was cancelled");
-  stage(step);
+  const Bucket bucket = bucket_of(step);
+  stage(step, bucket.wide);
   CudaSampler::Packed samples{CudaSampler::Kind::kGreedy, 0, 0};
   if (!step.samples.empty()) {
     samples = sampler_.pack(step, staging_.at<std::byte>(layout_.samples), step_memory_.at<std::byte>(layout_.samples));
     upload(layout_.samples, layout_.samples + samples.bytes);
   }
-  const Bucket bucket = bucket_of(step);
   const auto* slots = static_cast<const CudaPlanSlots*>(step.adapter_slots.get());
   const bool adapted = slots != nullptr && std::any_of(step.sequences.begin(), step.sequences.end(),
                                                        [](const StepSequence& s) { return !s.adapters.empty(); });

@@ -54,6 +54,7 @@ class CudaPlan final : public QueuedPlan {
   /// The rows that kernels are launched for.
   struct Bucket {
     int32_t rows, outputs;
+    bool wide;  // AttentionShape::wide
     friend auto operator<=>(const Bucket&, const Bucket&) = default;
   };
   /// Where things of a step lie, in staging memory and on the GPU alike.
@@ -86,8 +87,9 @@ class CudaPlan final : public QueuedPlan {
                 Epilogue epilogue);
 
   Bucket bucket_of(const Step& step) const;
+  size_t most_item_bytes() const;
   cudaGraphExec_t graph_of(const Bucket& bucket);
-  void stage(const Step& step);
+  void stage(const Step& step, bool wide);
   void upload(size_t begin, size_t end);
   [[noreturn]] void refuse(unsigned long long bad, const Step& step) const;
   std::string describe_row(const Step& step, int32_t row) const;

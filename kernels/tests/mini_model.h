@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <future>
 #include <memory>
@@ -35,7 +36,10 @@ inline std::shared_ptr<const Matrix> random_q1(Device& device, Random& random, c
                                                int64_t rows, int64_t columns, int tensors = 1) {
   const size_t row = row_bytes(DataType::kQ1_0, columns);
   auto bytes = std::make_shared<std::vector<uint8_t>>(row * static_cast<size_t>(rows));
-  for (uint8_t& byte : *bytes) byte = static_cast<uint8_t>(random.next());
+  for (size_t i = 0; i < bytes->size(); i += 8) {
+    const uint64_t eight = random.next();
+    std::memcpy(bytes->data() + i, &eight, std::min<size_t>(8, bytes->size() - i));
+  }
   for (size_t block = 0; block < bytes->size(); block += 18) {
     const auto scale = static_cast<uint16_t>(0x2c00 + random.below(0x300));  // 0.0625 and up
     std::memcpy(bytes->data() + block, &scale, 2);
