@@ -1,5 +1,5 @@
 // Times whole steps of a random model of the 1.7B or 8B shape on a GPU, as a model runs them, with their share of what the GPU's
-// memory or its matrix units allow: cuda_step_bench [8b | 1.7b] [layers] [context].
+// memory or its matrix units allow: cuda_step_bench [8b | 1.7b] [layers] [case].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -67,7 +67,8 @@ int main(int argc, char** argv) {
                               .blocks = 2048,
                               .quantized_embedding = true};
   CudaLibrary& library = *niwaki_cuda_library(kCudaAbi);
-  const GpuBounds bounds = library.measure(0);
+  const int only = argc > 3 ? std::atoi(argv[3]) : -1;
+  const GpuBounds bounds = only < 0 ? library.measure(0) : GpuBounds{1e12, 1e15};
   std::printf("%s: reading %.0f GB/s, products %.0f TFLOP/s\n", library.gpus().at(0).name.c_str(),
               bounds.bytes_per_second * 1e-9, bounds.flops_per_second * 1e-12);
   const double begun = now();
@@ -79,13 +80,23 @@ int main(int argc, char** argv) {
   const double layer = static_cast<double>((wide + 2 * kv) * model.hidden + model.hidden * wide +
                                            int64_t{3} * model.ffn * model.hidden);
   const double layers = layer * model.layers, head = double(model.vocabulary) * model.hidden;
+  // No page is read before it is written.
+  constexpr int kRows = 512;
+  for (int first = 0; first < (only < 0 ? model.blocks : 1); first += kRows / model.block_size) {
+    Step prompt = make_step(model, 1, kRows, kRows);
+    for (int32_t& block : prompt.sequences[0].block_table) block += first;
+    test::run(*device, plan, prompt);
+  }
+
   struct Case {
     int sequences, rows, context, following, runs;
   };
   std::printf("%-40s %9s %10s %9s %9s\n", "step", "us", "tokens/s", "of bytes", "of flops");
+  int index = 0;
   for (const Case& c : {Case{1, 1, 64, 31, 9}, Case{1, 1, 512, 31, 5}, Case{1, 1, 2048, 31, 5}, Case{4, 1, 64, 31, 5},
                         Case{8, 1, 64, 31, 5}, Case{16, 1, 64, 31, 5}, Case{32, 1, 64, 31, 5}, Case{64, 1, 64, 31, 5},
                         Case{1, 128, 128, 0, 9}, Case{1, 512, 512, 0, 9}}) {
+    if (only >= 0 && only != index++) continue;
     const double seconds =
         seconds_of(*device, plan, make_step(model, c.sequences, c.rows, c.context, c.following), c.runs);
     const double bytes = (layers + head) * 18 / 128 + 4.0 * kv * model.layers * c.sequences * c.context;
