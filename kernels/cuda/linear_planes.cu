@@ -1,6 +1,6 @@
 // Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of one-bit operands.
 //
-// A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every eighth unit of a tile, whose words
+// A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every sixteenth unit of a tile, whose words
 // come through a ring of its own in shared memory, many units ahead. Exact sums of a slice wait in shared memory until all
 // slices of the batch are there; then they are scaled and added, slices ascending.
 #include <algorithm>
@@ -11,11 +11,12 @@
 namespace niwaki::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kNormGroups = 5;         // that a warp norms at most
-constexpr int kQuantizedTiles = 16;    // whose SwiGLU makes a group of the next operation
-constexpr size_t kSumBytes = 48 << 10;  // that a block's batches may wait in
+constexpr int kNormGroups = 3;          // that a warp norms at most
+constexpr int kQuantizedTiles = 16;     // whose SwiGLU makes a group of the next operation
+constexpr int kRing = 8;                // units of weights on the way to a warp, one of them at hand
+constexpr size_t kSumBytes = 26 << 10;  // that a block's batches may wait in, so that two blocks fit
 
 /// Of a launch.
 struct PlanesWork : SignWork {
@@ -32,14 +33,10 @@ struct PlanesWork : SignWork {
 template <int Rows>
 constexpr int kSliceSums = Rows == 1 ? 16 : 24 * Rows;
 
-/// Units of weights on the way to a warp.
-template <int Rows>
-constexpr int kRing = Rows == 1 ? 16 : 8;
-
 /// Shared memory of a block, in this order.
 template <int Bits, int Rows>
 struct PlanesShared {
-  static constexpr size_t kRingBytes = static_cast<size_t>(kWarps) * kRing<Rows> * 512;
+  static constexpr size_t kRingBytes = static_cast<size_t>(kWarps) * kRing * 512;
   size_t tile_sums;  // ints
   size_t batch_sums, batch_scales, sums, scales, activations, squares, planes, swiglu, total;
 
@@ -130,26 +127,68 @@ struct Planes {
   }
 };
 
-/// Where a warp is in its units: batch after batch, in a batch unit after unit, of a unit tile after tile.
+/// The units of a warp that come next: batch after batch, in a batch unit after unit, of a unit tile after tile.
 struct UnitCursor {
-  int first, tiles;  // of the batch
-  int tile, unit;
-  const int end, batch, units, warp;
+  const SignWeights& weights;
+  const int end, batch, warp, lane;
+  int first, tiles, tile, unit;  // `tiles` of the batch
+  const uint4* at;
 
-  __device__ UnitCursor(int begin, int end_, int batch_, int units_, int warp_)
-      : first(begin), tiles(min(batch_, end_ - begin)), tile(0), unit(warp_), end(end_), batch(batch_), units(units_),
-        warp(warp_) {}
-  __device__ bool done() const { return first >= end || warp >= units; }
+  __device__ UnitCursor(const SignWeights& w, int begin, int end_, int batch_, int warp_, int lane_)
+      : weights(w), end(warp_ < w.units ? end_ : begin), batch(batch_), warp(warp_), lane(lane_), first(begin),
+        tiles(min(batch_, end_ - begin)), tile(0), unit(warp_) {
+    find();
+  }
+  __device__ bool done() const { return first >= end; }
   __device__ void next() {
+    at += weights.units * 32;
     if (++tile < tiles) return;
     tile = 0;
     unit += kWarps;
-    if (unit < units) return;
-    unit = warp;
-    first += batch;
-    tiles = min(batch, end - first);
+    if (unit >= weights.units) {
+      unit = warp;
+      first += batch;
+      tiles = min(batch, end - first);
+    }
+    find();
+  }
+
+ private:
+  __device__ void find() {
+    at = weights.words + (static_cast<size_t>(first) * static_cast<size_t>(weights.units) + static_cast<size_t>(unit)) * 32 +
+         lane;
   }
 };
+
+/// The exact sums of a unit of a tile, into the place of its two slices.
+template <int Bits, int Rows>
+__device__ inline void multiply_unit(const uint4& words, const Planes<Bits, Rows> (&planes)[2], int32_t* to, int lane) {
+  if constexpr (Rows == 1) {
+    // Both slices' sums of both rows, shared out in the quad: bit 0 of the lane chooses the row, bit 1 the slice.
+    int part[2];
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      int sum[2];
+      planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, 0, lane, sum);
+      const int give = lane & 1 ? sum[0] : sum[1], keep = lane & 1 ? sum[1] : sum[0];
+      part[s] = keep + __shfl_xor_sync(kAllLanes, give, 1);
+    }
+    const int give = lane & 2 ? part[0] : part[1], keep = lane & 2 ? part[1] : part[0];
+    to[(lane >> 1 & 1) * 16 + (lane & 1) * 8 + lane / 4] = keep + __shfl_xor_sync(kAllLanes, give, 2);
+  } else {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int f = 0; f < Rows / 4; ++f) {
+        int sum[2];
+        planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, f, lane, sum);
+        int32_t* row = to + s * kSliceSums<Rows> + (4 * f + (lane & 3)) * 24 + lane / 4;
+        row[0] = sum[0];
+        row[8] = sum[1];
+      }
+    }
+  }
+}
 
 template <int Bits, int Rows, Epilogue E, bool Normed>
 __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_kernel(PlanesWork work) {
@@ -159,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
   const PlanesShared<Bits, Rows> layout(w.units, work.batch, Normed);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int slices = 2 * w.units, groups = Bits == 1 ? slices : (slices + 1) / 2;
-  auto* ring = reinterpret_cast<uint4*>(shared) + warp * kRing<Rows> * 32 + lane;
+  auto* ring = reinterpret_cast<uint4*>(shared) + warp * kRing * 32 + lane;
   auto* activation_scales = reinterpret_cast<float*>(shared + layout.activations);
   auto* activation_sums = reinterpret_cast<int32_t*>(activation_scales + groups * Rows);
   auto* planes_shared = reinterpret_cast<uint32_t*>(shared + layout.planes);
@@ -175,16 +214,14 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
   const int begin = stretch(static_cast<int>(blockIdx.x)), end = stretch(static_cast<int>(blockIdx.x) + 1);
   start_successor();
 
-  UnitCursor ahead(begin, end, work.batch, w.units, warp);
-  int ring_in = 0;
+  UnitCursor ahead(w, begin, end, work.batch, warp, lane);
+  unsigned ring_in = 0;
   const auto fetch = [&] {
     if (!ahead.done()) {
-      const auto at = (static_cast<size_t>(ahead.first + ahead.tile) * static_cast<size_t>(w.units) +
-                       static_cast<size_t>(ahead.unit)) * 32 + static_cast<size_t>(lane);
-      copy_async(ring + ring_in * 32, w.words + at);
+      copy_async(ring + ring_in % kRing * 32, ahead.at);
       ahead.next();
     }
-    ring_in = ring_in + 1 == kRing<Rows> ? 0 : ring_in + 1;
+    ++ring_in;
     commit_copies();
   };
   const auto fetch_scales = [&](int first, int which) {  // of a batch
@@ -195,8 +232,25 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
     for (int i = thread; i < chunks; i += kThreads) copy_async(to + i * 16, from + i * 16);
   };
   fetch_scales(begin, 0);
-  for (int i = 0; i < kRing<Rows> - 1; ++i) fetch();
+  for (int i = 0; i < kRing - 1; ++i) fetch();
 
+  P next_planes[2];
+  const auto load_planes = [&](int unit) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const int slice = 2 * unit + s;
+      if (slice >= work.slices) {  // its weights are nothing's
+        next_planes[s].clear();
+      } else if constexpr (Normed) {
+        next_planes[s].template load<true>(planes_shared + slice * P::kWords, 1, lane);
+      } else {
+        next_planes[s].template load<false>(
+            reinterpret_cast<const uint32_t*>(work.in.data) +
+                static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * P::kWords,
+            work.rows, lane);
+      }
+    }
+  };
   if constexpr (Normed) {
     BlockPreparation<kNormGroups> preparation(work.norm, work.groups * kGroup);
     wait_for_predecessor();
@@ -204,8 +258,11 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
                         reinterpret_cast<uint8_t*>(planes_shared), activation_scales, activation_sums};
     preparation.run(work.step, work.normed.data, 0, blockIdx.x == 0,
                     reinterpret_cast<float*>(shared + layout.squares), out);
+    __syncthreads();
+    load_planes(warp);
   } else {
     wait_for_predecessor();
+    load_planes(warp);
     for (int i = thread; i < work.groups * Rows; i += kThreads) {
       const int group = i / Rows, row = i % Rows;
       const auto rows = static_cast<size_t>(work.in.rows), at = static_cast<size_t>(group) * rows;
@@ -217,73 +274,47 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
       }
     }
   }
-  __syncthreads();
 
-  P planes[2];
-  int loaded = -1;  // unit whose planes these are
-  int ring_out = 0, which = 0;
-  UnitCursor now(begin, end, work.batch, w.units, warp);
+  unsigned ring_out = 0;
+  int which = 0;
   for (int first = begin; first < end; first += work.batch, which ^= 1) {
     const int tiles = min(work.batch, end - first);
-    int32_t* sums = reinterpret_cast<int32_t*>(shared + layout.sums + static_cast<size_t>(which) * layout.batch_sums);
+    auto* sums = reinterpret_cast<int32_t*>(shared + layout.sums + static_cast<size_t>(which) * layout.batch_sums);
     fetch_scales(first + work.batch, which ^ 1);
     commit_copies();
     int items = 0;
-#pragma unroll 2
-    while (!now.done() && now.first == first) {
-      wait_copies<kRing<Rows> - 2>();
-      const uint4 words = ring[ring_out * 32];
-      ring_out = ring_out + 1 == kRing<Rows> ? 0 : ring_out + 1;
-      fetch();
-      if (loaded != now.unit) {
-        loaded = now.unit;
+    for (int unit = warp; unit < w.units; unit += kWarps) {
+      P planes[2];
 #pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          const int slice = 2 * loaded + s;
-          if (slice >= work.slices) {  // its weights are nothing's
-            planes[s].clear();
-          } else if constexpr (Normed) {
-            planes[s].template load<true>(planes_shared + slice * P::kWords, 1, lane);
-          } else {
-            planes[s].template load<false>(
-                reinterpret_cast<const uint32_t*>(work.in.data) +
-                    static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * P::kWords,
-                work.rows, lane);
-          }
-        }
+      for (int s = 0; s < 2; ++s) planes[s] = next_planes[s];
+      const bool more = first + work.batch < end;
+      if (unit + kWarps < w.units) {
+        load_planes(unit + kWarps);
+      } else if (more && w.units > kWarps) {
+        load_planes(warp);
       }
-      int32_t* to = sums + static_cast<size_t>(now.tile) * layout.tile_sums +
-                    static_cast<size_t>(2 * now.unit) * kSliceSums<Rows>;
-      if constexpr (Rows == 1) {
-        // Both slices' sums of both rows, shared out in the quad: bit 0 of the lane chooses the row, bit 1 the slice.
-        int part[2];
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          int sum[2];
-          planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, 0, lane, sum);
-          const int give = lane & 1 ? sum[0] : sum[1], keep = lane & 1 ? sum[1] : sum[0];
-          part[s] = keep + __shfl_xor_sync(kAllLanes, give, 1);
-        }
-        const int give = lane & 2 ? part[0] : part[1], keep = lane & 2 ? part[1] : part[0];
-        to[(lane >> 1 & 1) * 16 + (lane & 1) * 8 + lane / 4] = keep + __shfl_xor_sync(kAllLanes, give, 2);
-      } else {
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-#pragma unroll
-          for (int f = 0; f < P::kFours; ++f) {
-            int sum[2];
-            planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, f, lane, sum);
-            int32_t* row = to + s * kSliceSums<Rows> + (4 * f + (lane & 3)) * 24 + lane / 4;
-            row[0] = sum[0];
-            row[8] = sum[1];
-          }
-        }
+      int32_t* to = sums + static_cast<size_t>(2 * unit) * kSliceSums<Rows>;
+      items += tiles;
+      int tile = 0;
+      for (; tile + 2 <= tiles; tile += 2) {
+        wait_copies<kRing - 3>();
+        const uint4 a = ring[ring_out % kRing * 32], b = ring[(ring_out + 1) % kRing * 32];
+        ring_out += 2;
+        fetch();
+        fetch();
+        multiply_unit(a, planes, to, lane);
+        multiply_unit(b, planes, to + layout.tile_sums, lane);
+        to += 2 * layout.tile_sums;
       }
-      now.next();
-      ++items;
+      if (tile < tiles) {
+        wait_copies<kRing - 2>();
+        const uint4 a = ring[ring_out++ % kRing * 32];
+        fetch();
+        multiply_unit(a, planes, to, lane);
+      }
     }
     // This batch's scales: they were asked for before what is on the way now, but for a short batch.
-    if (first == begin || items < kRing<Rows>) wait_copies<0>();
+    if (first == begin || items < kRing) wait_copies<0>();
     __syncthreads();
 
     // Rows i and i + 8 of a tile, for a row of the step: slices ascending. The next batch writes the other sums.

@@ -7,15 +7,21 @@
 namespace niwaki::cuda {
 namespace {
 
-/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups. While one of them expands weights
-/// or adds, another one's products are under way.
-template <int N_, int Warpgroups>
+/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups. One more warp fetches rows of the
+/// step.
+template <int N_, int Warpgroups, int Bits>
 struct Shape {
-  static constexpr int N = N_, kWarpgroups = Warpgroups, kThreads = 128 * Warpgroups;
-  // A stage of the pipeline: N rows of the step by a group of columns, their scales, and the sums of its halves.
-  static constexpr int kData = N * kGroup * 2;
-  static constexpr int kStage = (kData + N * 12 + 1023) / 1024 * 1024;
-  static constexpr int kStages = N == 128 ? 5 : 6;
+  static constexpr int N = N_, kWarpgroups = Warpgroups;
+  // Where the fetching warp would cost the others registers, it is a warpgroup that gives up its own.
+  static constexpr bool kGivesRegisters = Warpgroups == 2 && N == 64;
+  static constexpr int kThreads = 128 * Warpgroups + (kGivesRegisters ? 128 : 32);
+  // A stage of the pipeline has what a unit of weights needs: rows of the step by one or two groups of columns, their scales, and
+  // for weights of two bits the sums of the halves.
+  static constexpr int kGroups = Bits == 1 ? 2 : 1;
+  static constexpr int kData = N * kGroup * 2;  // of a group
+  static constexpr int kScales = kGroups * kData, kSums = kScales + kGroups * N * 4;
+  static constexpr int kStage = (kSums + (Bits == 1 ? 0 : 2 * N * 4) + 1023) / 1024 * 1024;
+  static constexpr int kStages = 4;
   static constexpr size_t kShared = static_cast<size_t>(kStages) * (kStage + 16);
 };
 
@@ -35,7 +41,6 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
   uint64_t* empty = full + S::kStages;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int first_step_row = static_cast<int>(blockIdx.y) * N;
-  const int groups = work.groups;
   start_successor();
   if (thread == 0) {
     for (int s = 0; s < S::kStages; ++s) {
@@ -46,32 +51,40 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
   }
   __syncthreads();
 
-  // By one thread: asks for a group of activations, into the stage that had kStages groups before it.
-  const auto fetch = [&](int g) {
-    if (g >= groups) return;
-    const int s = g % S::kStages, turn = g / S::kStages;
-    if (turn > 0) wait(empty + s, static_cast<uint32_t>(turn - 1) & 1);
+  if (warp >= 4 * S::kWarpgroups) {
+    if constexpr (S::kGivesRegisters) lower_registers<40>();
+    if (thread != 128 * S::kWarpgroups) return;
+    wait_for_predecessor();
     const auto rows = static_cast<size_t>(work.in.rows), row = static_cast<size_t>(first_step_row);
-    const auto group = static_cast<size_t>(g);
-    unsigned char* to = shared + s * S::kStage;
-    arrive_expecting(full + s, Bits == 1 ? S::kData + N * 4 : S::kData + N * 12);
-    copy_bulk(to, work.in.data + (group * rows + row) * kGroup * 2, S::kData, full + s);
-    copy_bulk(to + S::kData, work.in.scales + group * rows + row, N * 4, full + s);
-    if constexpr (Bits == 2) {
-      copy_bulk(to + S::kData + N * 4, work.in.sums + 2 * group * rows + row, N * 4, full + s);
-      copy_bulk(to + S::kData + N * 8, work.in.sums + (2 * group + 1) * rows + row, N * 4, full + s);
+    for (int unit = 0, s = 0, turn = 0; unit < w.units; ++unit) {
+      if (turn > 0) wait(empty + s, static_cast<uint32_t>(turn - 1) & 1);
+      unsigned char* to = shared + s * S::kStage;
+      const int first = unit * S::kGroups, groups = min(S::kGroups, work.groups - first);
+      arrive_expecting(full + s, static_cast<uint32_t>(groups * (S::kData + N * 4) + (Bits == 1 ? 0 : 2 * N * 4)));
+      for (int g = 0; g < groups; ++g) {
+        const auto group = static_cast<size_t>(first + g);
+        copy_bulk(to + g * S::kData, work.in.data + (group * rows + row) * kGroup * 2, S::kData, full + s);
+        copy_bulk(to + S::kScales + g * N * 4, work.in.scales + group * rows + row, N * 4, full + s);
+        if constexpr (Bits == 2) {
+          copy_bulk(to + S::kSums, work.in.sums + 2 * group * rows + row, N * 4, full + s);
+          copy_bulk(to + S::kSums + N * 4, work.in.sums + (2 * group + 1) * rows + row, N * 4, full + s);
+        }
+      }
+      if (++s == S::kStages) {
+        s = 0;
+        ++turn;
+      }
     }
-  };
-  // So many groups ahead of the one at hand; a warpgroup may be late by the rest of the stages.
-  constexpr int kAhead = S::kStages - 2;
+    return;
+  }
+  if constexpr (S::kGivesRegisters) raise_registers<232>();
 
-  constexpr int kSlicesPerGroup = Bits, kSteps = 8 / kSlicesPerGroup;  // k-steps of 16 columns in a slice
+  constexpr int kSteps = Bits == 1 ? 8 : 4;  // of 16 columns in a slice
   const int tile = static_cast<int>(blockIdx.x) * 4 * S::kWarpgroups + warp;
   const bool has_rows = tile < w.tiles;  // of the padded weights
   const auto first_unit = static_cast<size_t>(has_rows ? tile : 0) * static_cast<size_t>(w.units);
   const uint4* words = w.words + first_unit * 32 + lane;
   const uint2* scales = w.scales + first_unit * 8 + lane / 4;
-  const int slices = work.slices;
   float sum[N / 2];
 #pragma unroll
   for (float& x : sum) x = 0;
@@ -85,72 +98,72 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
     ahead_words[i] = load_streaming(words + i * 32);
     ahead_scales[i] = __ldg(scales + i * 8);
   }
-  wait_for_predecessor();
-  if (thread == 0) {
-    for (int g = 0; g < kAhead; ++g) fetch(g);
-  }
-  __syncwarp();
-
-  float product[N / 2];
-  uint4 now{};
-  uint2 now_scales{};
-  for (int slice = 0; slice < slices; ++slice) {
-    if (slice % 2 == 0) {
-      now = ahead_words[0];
-      now_scales = ahead_scales[0];
-      ahead_words[0] = ahead_words[1];
-      ahead_scales[0] = ahead_scales[1];
-      const int unit = slice / 2 + 2;
-      if (unit < w.units) {
-        ahead_words[1] = load_streaming(words + unit * 32);
-        ahead_scales[1] = __ldg(scales + unit * 8);
-      }
+  float product[2][N / 2];
+  for (int unit = 0, s = 0, turn = 0; unit < w.units; ++unit) {
+    const uint4 now = ahead_words[0];
+    const uint2 pairs = ahead_scales[0];
+    ahead_words[0] = ahead_words[1];
+    ahead_scales[0] = ahead_scales[1];
+    if (unit + 2 < w.units) {
+      ahead_words[1] = load_streaming(words + (unit + 2) * 32);
+      ahead_scales[1] = __ldg(scales + (unit + 2) * 8);
     }
-    const int group = slice / kSlicesPerGroup, s = group % S::kStages;
-    const int half = Bits == 1 ? 0 : slice % 2;
-    if (thread == 0 && half == 0) fetch(group + kAhead);
-    __syncwarp();
-    const uint32_t low = slice % 2 == 0 ? now.x : now.z, high = slice % 2 == 0 ? now.y : now.w;
-    uint32_t a[kSteps][4];
+    uint32_t a[2][kSteps][4];
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      a[k][0] = expand<Bits>(low, 2 * k);
-      a[k][1] = expand<Bits>(high, 2 * k);
-      a[k][2] = expand<Bits>(low, 2 * k + 1);
-      a[k][3] = expand<Bits>(high, 2 * k + 1);
+      a[0][k][0] = expand<Bits>(now.x, 2 * k);
+      a[0][k][1] = expand<Bits>(now.y, 2 * k);
+      a[0][k][2] = expand<Bits>(now.x, 2 * k + 1);
+      a[0][k][3] = expand<Bits>(now.y, 2 * k + 1);
+      a[1][k][0] = expand<Bits>(now.z, 2 * k);
+      a[1][k][1] = expand<Bits>(now.w, 2 * k);
+      a[1][k][2] = expand<Bits>(now.z, 2 * k + 1);
+      a[1][k][3] = expand<Bits>(now.w, 2 * k + 1);
     }
     const unsigned char* stage = shared + s * S::kStage;
-    wait(full + s, static_cast<uint32_t>(group / S::kStages) & 1);
+    const uint64_t data = describe_shared(stage, 128, 2048);
+    wait(full + s, static_cast<uint32_t>(turn) & 1);
     fence_wgmma();
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      wgmma_f16<N>(product, a[k], describe_shared(stage + (half * kSteps + k) * 256, 128, 2048), k > 0);
+    for (int k = 0; k < kSteps; ++k) {  // descriptors count sixteen bytes
+      wgmma_f16<N>(product[0], a[0][k], data + k * 16, k > 0);
+      wgmma_f16<N>(product[1], a[1][k], data + (Bits == 1 ? S::kData / 16 : kSteps * 16) + k * 16, k > 0);
     }
     commit_wgmma();
-    const auto* activation_scales = reinterpret_cast<const float2*>(stage + S::kData) + (lane & 3);
-    const auto* activation_sums = reinterpret_cast<const int2*>(stage + S::kData + N * 4 + half * N * 4) + (lane & 3);
-    const uint32_t pair = slice % 2 == 0 ? now_scales.x : now_scales.y;
-    const float scale_low = half_bits_to_float(pair), scale_high = half_bits_to_float(pair >> 16);
+    const auto* activation_scales = reinterpret_cast<const float2*>(stage + S::kScales) + (lane & 3);
+    const auto* activation_sums = reinterpret_cast<const int2*>(stage + S::kSums) + (lane & 3);
     wait_wgmma<0>();
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j) {
-      const float2 scale = activation_scales[4 * j];
-      float p[4] = {product[4 * j], product[4 * j + 1], product[4 * j + 2], product[4 * j + 3]};
-      if constexpr (Bits == 2) {
-        const int2 sums = activation_sums[4 * j];
-        const float x = -static_cast<float>(sums.x), y = -static_cast<float>(sums.y);
-        for (int i = 0; i < 4; ++i) p[i] = __fmaf_rn(p[i], 0x1p24f, i % 2 == 0 ? x : y);
+    for (int slice = 0; slice < 2; ++slice) {
+      if (slice == 1 && 2 * unit + 1 >= work.slices) continue;  // what stands in its place is anything
+      const uint32_t pair = slice == 0 ? pairs.x : pairs.y;
+      const float scale_low = half_bits_to_float(pair), scale_high = half_bits_to_float(pair >> 16);
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) {
+        const float2 scale = activation_scales[4 * j + (Bits == 1 ? slice * N / 2 : 0)];
+        float p[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[i] = product[slice][4 * j + i];
+        if constexpr (Bits == 2) {
+          const int2 sums = activation_sums[4 * j + slice * N / 2];
+          const float x = -static_cast<float>(sums.x), y = -static_cast<float>(sums.y);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) p[i] = __fmaf_rn(p[i], 0x1p24f, i % 2 == 0 ? x : y);
+        }
+        sum[4 * j] = __fmaf_rn(p[0], __fmul_rn(scale_low, scale.x), sum[4 * j]);
+        sum[4 * j + 1] = __fmaf_rn(p[1], __fmul_rn(scale_low, scale.y), sum[4 * j + 1]);
+        sum[4 * j + 2] = __fmaf_rn(p[2], __fmul_rn(scale_high, scale.x), sum[4 * j + 2]);
+        sum[4 * j + 3] = __fmaf_rn(p[3], __fmul_rn(scale_high, scale.y), sum[4 * j + 3]);
       }
-      sum[4 * j] = __fmaf_rn(p[0], __fmul_rn(scale_low, scale.x), sum[4 * j]);
-      sum[4 * j + 1] = __fmaf_rn(p[1], __fmul_rn(scale_low, scale.y), sum[4 * j + 1]);
-      sum[4 * j + 2] = __fmaf_rn(p[2], __fmul_rn(scale_high, scale.x), sum[4 * j + 2]);
-      sum[4 * j + 3] = __fmaf_rn(p[3], __fmul_rn(scale_high, scale.y), sum[4 * j + 3]);
     }
-    if (Bits == 1 || half == 1 || slice == slices - 1) {
-      __syncwarp();
-      if (lane == 0) arrive(empty + s);
+    __syncwarp();
+    if (lane == 0) arrive(empty + s);
+    if (++s == S::kStages) {
+      s = 0;
+      ++turn;
     }
   }
+  wait_for_predecessor();  // long over: what is added to was written before
 
   if (!has_rows) return;
   const int low_at = work.low_column(tile, lane / 4), high_at = work.high_column(tile, lane / 4);
@@ -159,7 +172,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
 #pragma unroll
     for (int j = 0; j < N / 2; ++j) {  // all loads before the first store
       const int at = j % 4 < 2 ? low_at : high_at;
-      product[j] = at >= 0 ? __ldcg(out + (8 * (j / 4) + j % 2) * work.out.stride + at) : 0;
+      product[0][j] = at >= 0 ? __ldcg(out + (8 * (j / 4) + j % 2) * work.out.stride + at) : 0;
     }
   }
 #pragma unroll
@@ -169,7 +182,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
       if (j % 4 < 2 && low_at >= 0) to[low_at] = silu(sum[j]) * sum[j + 2];
     } else {
       const int at = j % 4 < 2 ? low_at : high_at;
-      if (at >= 0) to[at] = E == Epilogue::kAdd ? product[j] + sum[j] : sum[j];
+      if (at >= 0) to[at] = E == Epilogue::kAdd ? product[0][j] + sum[j] : sum[j];
     }
   }
 }
@@ -201,11 +214,10 @@ void choose_epilogue(const SignWork& work, Epilogue epilogue, cudaStream_t strea
   }
 }
 
-/// The shapes of tiles, with about the cycles that one takes for a group of columns.
+/// The shapes of tiles, with about the cycles that one takes for a unit of weights.
 constexpr struct {
   int rows, warpgroups, cycles;
-} kTiles[kTileShapes] = {{16, 1, 500},  {16, 2, 500},  {16, 4, 600},   {32, 1, 600},   {32, 2, 600},  {32, 4, 700},
-                         {64, 1, 700},  {64, 2, 750},  {64, 4, 1200},  {128, 1, 1000}, {128, 2, 1300}};
+} kTiles[kTileShapes] = {{16, 1, 700}, {16, 2, 750}, {32, 1, 750}, {32, 2, 850}, {64, 1, 950}, {64, 2, 1300}};
 
 }  // namespace
 
@@ -233,30 +245,20 @@ int tile_of(int64_t weight_rows, int rows, int multiprocessors) {
 void multiply_tiles(const SignProduct& product, int tile, cudaStream_t stream) {
   const SignWork work = work_of(product);
   const auto choose = [&]<int Bits>() {
-    const auto run = [&]<int N, int W>() { choose_epilogue<Shape<N, W>, Bits>(work, product.epilogue, stream); };
+    const auto run = [&]<int N, int W>() { choose_epilogue<Shape<N, W, Bits>, Bits>(work, product.epilogue, stream); };
     switch (tile) {
       case 0:
         return run.template operator()<16, 1>();
       case 1:
         return run.template operator()<16, 2>();
       case 2:
-        return run.template operator()<16, 4>();
-      case 3:
         return run.template operator()<32, 1>();
-      case 4:
+      case 3:
         return run.template operator()<32, 2>();
-      case 5:
-        return run.template operator()<32, 4>();
-      case 6:
+      case 4:
         return run.template operator()<64, 1>();
-      case 7:
-        return run.template operator()<64, 2>();
-      case 8:
-        return run.template operator()<64, 4>();
-      case 9:
-        return run.template operator()<128, 1>();
       default:
-        return run.template operator()<128, 2>();
+        return run.template operator()<64, 2>();
     }
   };
   product.run->sign.bits == 1 ? choose.template operator()<1>() : choose.template operator()<2>();
