@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
   constexpr int kSteps = Bits == 1 ? 8 : 4;  // of 16 columns in a slice
   const int tile = static_cast<int>(blockIdx.x) * 4 * S::kWarpgroups + warp;
   const bool has_rows = tile < w.tiles;  // of the padded weights
-  const auto first_unit = static_cast<size_t>(has_rows ? tile : 0) * static_cast<size_t>(w.units);
-  const uint4* words = w.words + first_unit * 32 + lane;
+  const size_t first_unit = w.unit_index(has_rows ? tile : 0, 0);
+  const uint4* words = w.words + first_unit * 32 + lane;  // eight units further: the next one of the tile
   const uint2* scales = w.scales + first_unit * 8 + lane / 4;
   float sum[N / 2];
 #pragma unroll
@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (i >= w.units) continue;
-    ahead_words[i] = load_streaming(words + i * 32);
-    ahead_scales[i] = __ldg(scales + i * 8);
+    ahead_words[i] = load_streaming(words + i * 256);
+    ahead_scales[i] = __ldg(scales + i * 64);
   }
   float product[2][N / 2];
   for (int unit = 0, s = 0, turn = 0; unit < w.units; ++unit) {
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
     ahead_words[0] = ahead_words[1];
     ahead_scales[0] = ahead_scales[1];
     if (unit + 2 < w.units) {
-      ahead_words[1] = load_streaming(words + (unit + 2) * 32);
-      ahead_scales[1] = __ldg(scales + (unit + 2) * 8);
+      ahead_words[1] = load_streaming(words + (unit + 2) * 256);
+      ahead_scales[1] = __ldg(scales + (unit + 2) * 64);
     }
     uint32_t a[2][kSteps][4];
 #pragma unroll
