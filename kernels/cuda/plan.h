@@ -47,14 +47,15 @@ class CudaPlan final : public QueuedPlan {
     double rope_factor = 1;
     bool prepares = false;       // quantizes its rows for the linear operation after it
     bool writes_floats = true;   // something else reads its output
-    bool stores_next = false;    // a norm of heads that the store after it is done with
+    bool stores_next = false;    // a norm of heads that the store after it is done with, or both by attention
     bool quantized_before = false;
     bool through_scratch = false;  // SwiGLU, or an addition, of a matrix whose epilogues cannot do it
   };
   /// The rows that kernels are launched for.
   struct Bucket {
     int32_t rows, outputs;
-    bool wide;  // AttentionShape::wide
+    bool wide;   // AttentionShape::wide
+    bool fused;  // attention does the operations on heads before it, too, where they follow one another
     friend auto operator<=>(const Bucket&, const Bucket&) = default;
   };
   /// Where things of a step lie, in staging memory and on the GPU alike.
@@ -73,6 +74,8 @@ class CudaPlan final : public QueuedPlan {
   bool per_output(BufferId id) const { return spec().buffers[static_cast<size_t>(id)].per_output; }
   Quantized quantized(size_t which, QuantizedLayout layout, int32_t rows, int64_t columns) const;
   std::vector<Quantized> quantized_for(const CudaMatrix& matrix, int32_t rows) const;
+
+  HeadNorm head_norm(const QkNormRopeOp& op, size_t index) const;
 
   void encode(const Bucket& bucket, const CudaAdapterSlots* slots);
   void encode(const EmbedOp& op, size_t index, const Bucket& bucket);
