@@ -642,7 +642,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 
 /// Blocks of a processor for which registers are kept.
 constexpr int least_blocks(int dim, Kind kind) {
-  return dim == 0 ? 1 : kind == Kind::kWide ? 2 : 5;
+  return dim == 0 ? 1 : kind == Kind::kWide ? 2 : 4;
 }
 
 template <int kDim, bool kQ8, Kind kKind>

@@ -47,16 +47,22 @@ void launch_floats(const MatrixRun& run, const FloatRows& in, int rows, const Fl
 
 }  // namespace
 
-void multiply_sign(const MatrixRun& run, const Quantized& in, int rows, const FloatRows& out, Epilogue epilogue,
-                   int multiprocessors, cudaStream_t stream) {
-  const Target target{out,
-                      static_cast<int32_t>(run.first_row),
-                      static_cast<int32_t>(run.rows),
-                      run.interleaved,
-                      static_cast<int32_t>((run.columns + kGroup - 1) / kGroup),
-                      static_cast<int32_t>(run.columns / (run.sign.bits == 1 ? 128 : 64))};
-  const auto multiply = rows <= kPlaneRows ? multiply_planes : multiply_tiles;
-  multiply(run, in, rows, target, epilogue, multiprocessors, stream);
+SignWork work_of(const SignProduct& product) {
+  const MatrixRun& run = *product.run;
+  return {run.sign,
+          product.in,
+          product.out,
+          static_cast<int32_t>(run.first_row),
+          static_cast<int32_t>(run.rows),
+          run.interleaved,
+          static_cast<int32_t>((run.columns + kGroup - 1) / kGroup),
+          static_cast<int32_t>(run.columns / (run.sign.bits == 1 ? 128 : 64)),
+          product.rows};
+}
+
+void multiply_sign(const StepView& step, const SignProduct& product, int multiprocessors, cudaStream_t stream) {
+  if (product.rows <= kPlaneRows) return multiply_planes(step, product, multiprocessors, stream);
+  multiply_tiles(product, tile_of(product.run->rows, product.rows, multiprocessors), stream);
 }
 
 void multiply_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out, Epilogue epilogue,

@@ -32,33 +32,38 @@ __device__ inline float float_at(const uint8_t* row, int64_t column) {
   return half_at(block) * static_cast<float>((column % 32 < 16 ? byte & 15 : byte >> 4) - 8);
 }
 
-/// Where results go, and what there is of rows and columns.
-struct Target {
+/// A product as its kernels take it.
+struct SignWork {
+  SignWeights weights;
+  Quantized in;
   FloatRows out;
   int32_t first_row;   // of the run, in a row of `out`
-  int32_t rows;        // of the run
+  int32_t run_rows;
   bool interleaved;    // see MatrixRun
   int32_t groups;      // of kGroup activations
   int32_t slices;      // of weights that are there
+  int32_t rows;        // of the step
 
-  /// Stores rows i and i + 8 of a tile for a row of the step.
-  template <Epilogue E>
-  __device__ void finish(int tile, int i, int step_row, float low, float high) const {
-    float* to = out.data + step_row * out.stride + first_row;
-    if constexpr (E == Epilogue::kSwiglu) {
-      if (2 * (8 * tile + i) < rows) to[8 * tile + i] = silu(low) * high;
-      return;
-    }
-    const int a = interleaved ? 8 * tile + i : 16 * tile + i, b = interleaved ? rows / 2 + a : a + 8;
-    const bool has_a = interleaved ? 2 * a < rows : a < rows, has_b = interleaved ? has_a : b < rows;
-    if (has_a) to[a] = E == Epilogue::kAdd ? to[a] + low : low;
-    if (has_b) to[b] = E == Epilogue::kAdd ? to[b] + high : high;
+  /// Where rows i and i + 8 of a tile go, in a row of `out`; -1 for a row that is not there.
+  __device__ int low_column(int tile, int i) const {
+    const int row = interleaved ? 8 * tile + i : 16 * tile + i;
+    return row < (interleaved ? run_rows / 2 : run_rows) ? first_row + row : -1;
+  }
+  __device__ int high_column(int tile, int i) const {
+    if (interleaved) return low_column(tile, i) < 0 ? -1 : low_column(tile, i) + run_rows / 2;
+    const int row = 16 * tile + i + 8;
+    return row < run_rows ? first_row + row : -1;
   }
 };
 
-void multiply_planes(const MatrixRun& run, const Quantized& in, int rows, const Target& target, Epilogue epilogue,
-                     int multiprocessors, cudaStream_t stream);
-void multiply_tiles(const MatrixRun& run, const Quantized& in, int rows, const Target& target, Epilogue epilogue,
-                    int multiprocessors, cudaStream_t stream);
+SignWork work_of(const SignProduct& product);
+void multiply_planes(const StepView& step, const SignProduct& product, int multiprocessors, cudaStream_t stream);
+
+/// Shapes of tiles of the step's and the weights' rows, by their rows of the step.
+constexpr int kTileShapes = 6;
+bool tile_fits(int tile, int rows);
+/// The one that takes the least time, by what is known of each and how many a multiprocessor gets.
+int tile_of(int64_t weight_rows, int rows, int multiprocessors);
+void multiply_tiles(const SignProduct& product, int tile, cudaStream_t stream);
 
 }  // namespace niwaki::cuda

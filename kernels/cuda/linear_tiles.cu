@@ -7,24 +7,22 @@
 namespace niwaki::cuda {
 namespace {
 
-constexpr int kWarpgroups = 2;  // of 64 rows of weights each
-constexpr int kThreads = 128 * kWarpgroups;
-
-/// Of a launch.
-struct TilesWork {
-  SignWeights weights;
-  Quantized in;
-  Target target;
-  int32_t rows;  // of the step
-};
-
-/// A stage of the pipeline: N rows of the step by a group of columns, their scale, and the sums of its halves.
-template <int N>
-struct Stage {
-  static constexpr int kData = N * kGroup * 2;
-  static constexpr int kBytes = kData + N * 12;
-  static constexpr int kPadded = (kBytes + 1023) / 1024 * 1024;
-  static constexpr int kCount = N == 128 ? 5 : 6;
+/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups. One more warp fetches rows of the
+/// step.
+template <int N_, int Warpgroups, int Bits>
+struct Shape {
+  static constexpr int N = N_, kWarpgroups = Warpgroups;
+  // Where the fetching warp would cost the others registers, it is a warpgroup that gives up its own.
+  static constexpr bool kGivesRegisters = Warpgroups == 2 && N == 64;
+  static constexpr int kThreads = 128 * Warpgroups + (kGivesRegisters ? 128 : 32);
+  // A stage of the pipeline has what a unit of weights needs: rows of the step by one or two groups of columns, their scales, and
+  // for weights of two bits the sums of the halves.
+  static constexpr int kGroups = Bits == 1 ? 2 : 1;
+  static constexpr int kData = N * kGroup * 2;  // of a group
+  static constexpr int kScales = kGroups * kData, kSums = kScales + kGroups * N * 4;
+  static constexpr int kStage = (kSums + (Bits == 1 ? 0 : 2 * N * 4) + 1023) / 1024 * 1024;
+  static constexpr int kStages = 4;
+  static constexpr size_t kShared = static_cast<size_t>(kStages) * (kStage + 16);
 };
 
 /// Words of two rows of weights as the operand of k-step `i` / 2; i of 0..15 for bits, of 0..7 for pairs of them.
@@ -34,191 +32,236 @@ __device__ inline uint32_t expand(uint32_t word, int i) {
   return (word >> 2 * i) & 0x00030003u;  // the code times 2^-24
 }
 
-template <int N, int Bits, Epilogue E>
-__global__ void __launch_bounds__(kThreads, 1) multiply_tiles_kernel(TilesWork work) {
+template <class S, int Bits, Epilogue E>
+__global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork work) {
   NIWAKI_DYNAMIC_SHARED(shared);
-  using S = Stage<N>;
+  constexpr int N = S::N;
   const SignWeights& w = work.weights;
-  auto* full = reinterpret_cast<uint64_t*>(shared + S::kCount * S::kPadded);
-  uint64_t* empty = full + S::kCount;
+  auto* full = reinterpret_cast<uint64_t*>(shared + S::kStages * S::kStage);
+  uint64_t* empty = full + S::kStages;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int first_step_row = static_cast<int>(blockIdx.y) * N;
-  const int groups = work.target.groups;
   start_successor();
   if (thread == 0) {
-    for (int s = 0; s < S::kCount; ++s) {
+    for (int s = 0; s < S::kStages; ++s) {
       init_barrier(full + s, 1);
-      init_barrier(empty + s, 4 * kWarpgroups);
+      init_barrier(empty + s, 4 * S::kWarpgroups);
     }
     fence_barriers();
   }
   __syncthreads();
 
-  // By one thread: asks for a group of activations, into the stage that had kCount groups before it.
-  const auto fetch = [&](int g) {
-    if (g >= groups) return;
-    const int s = g % S::kCount, turn = g / S::kCount;
-    if (turn > 0) wait(empty + s, static_cast<uint32_t>(turn - 1) & 1);
+  if (warp >= 4 * S::kWarpgroups) {
+    if constexpr (S::kGivesRegisters) lower_registers<40>();
+    if (thread != 128 * S::kWarpgroups) return;
+    wait_for_predecessor();
     const auto rows = static_cast<size_t>(work.in.rows), row = static_cast<size_t>(first_step_row);
-    const auto group = static_cast<size_t>(g);
-    unsigned char* to = shared + s * S::kPadded;
-    arrive_expecting(full + s, Bits == 1 ? S::kData + N * 4 : S::kBytes);
-    copy_bulk(to, work.in.data + (group * rows + row) * kGroup * 2, S::kData, full + s);
-    copy_bulk(to + S::kData, work.in.scales + group * rows + row, N * 4, full + s);
-    if constexpr (Bits == 2) {
-      copy_bulk(to + S::kData + N * 4, work.in.sums + 2 * group * rows + row, N * 4, full + s);
-      copy_bulk(to + S::kData + N * 8, work.in.sums + (2 * group + 1) * rows + row, N * 4, full + s);
+    for (int unit = 0, s = 0, turn = 0; unit < w.units; ++unit) {
+      if (turn > 0) wait(empty + s, static_cast<uint32_t>(turn - 1) & 1);
+      unsigned char* to = shared + s * S::kStage;
+      const int first = unit * S::kGroups, groups = min(S::kGroups, work.groups - first);
+      arrive_expecting(full + s, static_cast<uint32_t>(groups * (S::kData + N * 4) + (Bits == 1 ? 0 : 2 * N * 4)));
+      for (int g = 0; g < groups; ++g) {
+        const auto group = static_cast<size_t>(first + g);
+        copy_bulk(to + g * S::kData, work.in.data + (group * rows + row) * kGroup * 2, S::kData, full + s);
+        copy_bulk(to + S::kScales + g * N * 4, work.in.scales + group * rows + row, N * 4, full + s);
+        if constexpr (Bits == 2) {
+          copy_bulk(to + S::kSums, work.in.sums + 2 * group * rows + row, N * 4, full + s);
+          copy_bulk(to + S::kSums + N * 4, work.in.sums + (2 * group + 1) * rows + row, N * 4, full + s);
+        }
+      }
+      if (++s == S::kStages) {
+        s = 0;
+        ++turn;
+      }
     }
-  };
-  // So many groups ahead of the one at hand; the other warpgroup may be late by the rest of the stages.
-  constexpr int kAhead = S::kCount - 2;
+    return;
+  }
+  if constexpr (S::kGivesRegisters) raise_registers<232>();
 
-  constexpr int kSlicesPerGroup = Bits, kSteps = 8 / kSlicesPerGroup;  // k-steps of 16 columns in a slice
-  const int tile = static_cast<int>(blockIdx.x) * 4 * kWarpgroups + warp;
-  const uint4* words = w.words + static_cast<size_t>(tile) * static_cast<size_t>(w.units) * 32 + lane;
-  const uint2* scales = w.scales + static_cast<size_t>(tile) * static_cast<size_t>(w.units) * 8 + lane / 4;
-  const int slices = work.target.slices;
-  float sum[N / 2], product[N / 2];
+  constexpr int kSteps = Bits == 1 ? 8 : 4;  // of 16 columns in a slice
+  const int tile = static_cast<int>(blockIdx.x) * 4 * S::kWarpgroups + warp;
+  const bool has_rows = tile < w.tiles;  // of the padded weights
+  const auto first_unit = static_cast<size_t>(has_rows ? tile : 0) * static_cast<size_t>(w.units);
+  const uint4* words = w.words + first_unit * 32 + lane;
+  const uint2* scales = w.scales + first_unit * 8 + lane / 4;
+  float sum[N / 2];
 #pragma unroll
   for (float& x : sum) x = 0;
 
-  uint4 next_words = load_streaming(words);
-  uint2 next_scales = __ldg(scales);
-  uint4 now{};
-  uint2 now_scales{};
-  wait_for_predecessor();
-  if (thread == 0) {
-    for (int g = 0; g < kAhead; ++g) fetch(g);
+  // Two units of weights ahead.
+  uint4 ahead_words[2]{};
+  uint2 ahead_scales[2]{};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (i >= w.units) continue;
+    ahead_words[i] = load_streaming(words + i * 32);
+    ahead_scales[i] = __ldg(scales + i * 8);
   }
-  for (int slice = 0; slice < slices; ++slice) {
-    if (slice % 2 == 0) {
-      now = next_words;
-      now_scales = next_scales;
-      const int unit = slice / 2 + 1;
-      if (unit < w.units) {
-        next_words = load_streaming(words + unit * 32);
-        next_scales = __ldg(scales + unit * 8);
-      }
+  float product[2][N / 2];
+  for (int unit = 0, s = 0, turn = 0; unit < w.units; ++unit) {
+    const uint4 now = ahead_words[0];
+    const uint2 pairs = ahead_scales[0];
+    ahead_words[0] = ahead_words[1];
+    ahead_scales[0] = ahead_scales[1];
+    if (unit + 2 < w.units) {
+      ahead_words[1] = load_streaming(words + (unit + 2) * 32);
+      ahead_scales[1] = __ldg(scales + (unit + 2) * 8);
     }
-    const int group = slice / kSlicesPerGroup, s = group % S::kCount;
-    unsigned char* stage = shared + s * S::kPadded;
-    const int half = Bits == 1 ? 0 : slice % 2;
-    if (thread == 0 && half == 0) fetch(group + kAhead);
-    __syncwarp();
-    const uint32_t low = slice % 2 == 0 ? now.x : now.z, high = slice % 2 == 0 ? now.y : now.w;
-    uint32_t a[kSteps][4];
+    uint32_t a[2][kSteps][4];
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      a[k][0] = expand<Bits>(low, 2 * k);
-      a[k][1] = expand<Bits>(high, 2 * k);
-      a[k][2] = expand<Bits>(low, 2 * k + 1);
-      a[k][3] = expand<Bits>(high, 2 * k + 1);
+      a[0][k][0] = expand<Bits>(now.x, 2 * k);
+      a[0][k][1] = expand<Bits>(now.y, 2 * k);
+      a[0][k][2] = expand<Bits>(now.x, 2 * k + 1);
+      a[0][k][3] = expand<Bits>(now.y, 2 * k + 1);
+      a[1][k][0] = expand<Bits>(now.z, 2 * k);
+      a[1][k][1] = expand<Bits>(now.w, 2 * k);
+      a[1][k][2] = expand<Bits>(now.z, 2 * k + 1);
+      a[1][k][3] = expand<Bits>(now.w, 2 * k + 1);
     }
-    wait(full + s, static_cast<uint32_t>(group / S::kCount) & 1);
+    const unsigned char* stage = shared + s * S::kStage;
+    const uint64_t data = describe_shared(stage, 128, 2048);
+    wait(full + s, static_cast<uint32_t>(turn) & 1);
     fence_wgmma();
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      wgmma_f16<N>(product, a[k], describe_shared(stage + (half * kSteps + k) * 256, 128, 2048), k > 0);
+    for (int k = 0; k < kSteps; ++k) {  // descriptors count sixteen bytes
+      wgmma_f16<N>(product[0], a[0][k], data + k * 16, k > 0);
+      wgmma_f16<N>(product[1], a[1][k], data + (Bits == 1 ? S::kData / 16 : kSteps * 16) + k * 16, k > 0);
     }
     commit_wgmma();
-    const auto* activation_scales = reinterpret_cast<const float2*>(stage + S::kData);
-    const auto* activation_sums = reinterpret_cast<const int2*>(stage + S::kData + N * 4 + half * N * 4);
-    const uint32_t pair = slice % 2 == 0 ? now_scales.x : now_scales.y;
-    const float scale_low = half_bits_to_float(pair), scale_high = half_bits_to_float(pair >> 16);
+    const auto* activation_scales = reinterpret_cast<const float2*>(stage + S::kScales) + (lane & 3);
+    const auto* activation_sums = reinterpret_cast<const int2*>(stage + S::kSums) + (lane & 3);
     wait_wgmma<0>();
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j) {
-      const float2 scale = activation_scales[4 * j + (lane & 3)];
-      float p[4] = {product[4 * j], product[4 * j + 1], product[4 * j + 2], product[4 * j + 3]};
-      if constexpr (Bits == 2) {
-        const int2 sums = activation_sums[4 * j + (lane & 3)];
-        const float x = -static_cast<float>(sums.x), y = -static_cast<float>(sums.y);
-        for (int i = 0; i < 4; ++i) p[i] = __fmaf_rn(p[i], 0x1p24f, i % 2 == 0 ? x : y);
+    for (int slice = 0; slice < 2; ++slice) {
+      if (slice == 1 && 2 * unit + 1 >= work.slices) continue;  // what stands in its place is anything
+      const uint32_t pair = slice == 0 ? pairs.x : pairs.y;
+      const float scale_low = half_bits_to_float(pair), scale_high = half_bits_to_float(pair >> 16);
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) {
+        const float2 scale = activation_scales[4 * j + (Bits == 1 ? slice * N / 2 : 0)];
+        float p[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[i] = product[slice][4 * j + i];
+        if constexpr (Bits == 2) {
+          const int2 sums = activation_sums[4 * j + slice * N / 2];
+          const float x = -static_cast<float>(sums.x), y = -static_cast<float>(sums.y);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) p[i] = __fmaf_rn(p[i], 0x1p24f, i % 2 == 0 ? x : y);
+        }
+        sum[4 * j] = __fmaf_rn(p[0], __fmul_rn(scale_low, scale.x), sum[4 * j]);
+        sum[4 * j + 1] = __fmaf_rn(p[1], __fmul_rn(scale_low, scale.y), sum[4 * j + 1]);
+        sum[4 * j + 2] = __fmaf_rn(p[2], __fmul_rn(scale_high, scale.x), sum[4 * j + 2]);
+        sum[4 * j + 3] = __fmaf_rn(p[3], __fmul_rn(scale_high, scale.y), sum[4 * j + 3]);
       }
-      sum[4 * j] = __fmaf_rn(p[0], __fmul_rn(scale_low, scale.x), sum[4 * j]);
-      sum[4 * j + 1] = __fmaf_rn(p[1], __fmul_rn(scale_low, scale.y), sum[4 * j + 1]);
-      sum[4 * j + 2] = __fmaf_rn(p[2], __fmul_rn(scale_high, scale.x), sum[4 * j + 2]);
-      sum[4 * j + 3] = __fmaf_rn(p[3], __fmul_rn(scale_high, scale.y), sum[4 * j + 3]);
     }
-    if (Bits == 1 || half == 1 || slice == slices - 1) {
-      __syncwarp();
-      if (lane == 0) arrive(empty + s);
+    __syncwarp();
+    if (lane == 0) arrive(empty + s);
+    if (++s == S::kStages) {
+      s = 0;
+      ++turn;
+    }
+  }
+  wait_for_predecessor();  // long over: what is added to was written before
+
+  if (!has_rows) return;
+  const int low_at = work.low_column(tile, lane / 4), high_at = work.high_column(tile, lane / 4);
+  float* out = work.out.data + (first_step_row + 2 * (lane & 3)) * work.out.stride;
+  if constexpr (E == Epilogue::kAdd) {
+#pragma unroll
+    for (int j = 0; j < N / 2; ++j) {  // all loads before the first store
+      const int at = j % 4 < 2 ? low_at : high_at;
+      product[0][j] = at >= 0 ? __ldcg(out + (8 * (j / 4) + j % 2) * work.out.stride + at) : 0;
     }
   }
 #pragma unroll
-  for (int j = 0; j < N / 8; ++j) {
-    for (int i = 0; i < 2; ++i) {
-      const int row = first_step_row + 8 * j + 2 * (lane & 3) + i;
-      if (row < work.rows) work.target.finish<E>(tile, lane / 4, row, sum[4 * j + i], sum[4 * j + 2 + i]);
+  for (int j = 0; j < N / 2; ++j) {
+    float* to = out + (8 * (j / 4) + j % 2) * work.out.stride;
+    if constexpr (E == Epilogue::kSwiglu) {
+      if (j % 4 < 2 && low_at >= 0) to[low_at] = silu(sum[j]) * sum[j + 2];
+    } else {
+      const int at = j % 4 < 2 ? low_at : high_at;
+      if (at >= 0) to[at] = E == Epilogue::kAdd ? product[0][j] + sum[j] : sum[j];
     }
   }
 }
 
-template <int N, int Bits, Epilogue E>
-void launch_tiles(const MatrixRun& run, const Quantized& in, int rows, const Target& target, cudaStream_t stream) {
-  const auto tiles = static_cast<unsigned>((run.rows + 64 * kWarpgroups - 1) / (64 * kWarpgroups));
-  constexpr size_t kShared = static_cast<size_t>(Stage<N>::kCount) * (Stage<N>::kPadded + 16);
+template <class S, int Bits, Epilogue E>
+void launch_tiles(const SignWork& work, cudaStream_t stream) {
   static const bool allowed = [] {
-    allow_shared(multiply_tiles_kernel<N, Bits, E>, kShared);
+    allow_shared(multiply_tiles_kernel<S, Bits, E>, S::kShared);
     return true;
   }();
   static_cast<void>(allowed);
-  launch(multiply_tiles_kernel<N, Bits, E>,
-         {dim3(tiles, static_cast<unsigned>((rows + N - 1) / N)), dim3(kThreads), kShared, true}, stream,
-         TilesWork{run.sign, in, target, rows});
+  constexpr int kRows = 64 * S::kWarpgroups;
+  launch(multiply_tiles_kernel<S, Bits, E>,
+         {dim3(static_cast<unsigned>((work.run_rows + kRows - 1) / kRows),
+               static_cast<unsigned>((work.rows + S::N - 1) / S::N)),
+          dim3(S::kThreads), S::kShared, true},
+         stream, work);
 }
 
-template <int N, int Bits>
-void choose_epilogue(const MatrixRun& run, const Quantized& in, int rows, const Target& target, Epilogue epilogue,
-                     cudaStream_t stream) {
+template <class S, int Bits>
+void choose_epilogue(const SignWork& work, Epilogue epilogue, cudaStream_t stream) {
   switch (epilogue) {
     case Epilogue::kStore:
-      return launch_tiles<N, Bits, Epilogue::kStore>(run, in, rows, target, stream);
+      return launch_tiles<S, Bits, Epilogue::kStore>(work, stream);
     case Epilogue::kAdd:
-      return launch_tiles<N, Bits, Epilogue::kAdd>(run, in, rows, target, stream);
+      return launch_tiles<S, Bits, Epilogue::kAdd>(work, stream);
     case Epilogue::kSwiglu:
-      return launch_tiles<N, Bits, Epilogue::kSwiglu>(run, in, rows, target, stream);
+      return launch_tiles<S, Bits, Epilogue::kSwiglu>(work, stream);
   }
 }
 
-/// Rows of the step in a tile: those that take the fewest cycles, by the rate of the instruction and the tiles that a
-/// multiprocessor gets.
-int tile_rows(int64_t weight_rows, int rows, int multiprocessors) {
-  constexpr struct {
-    int rows, cycles;
-  } kSizes[] = {{16, 14}, {32, 18}, {64, 32}, {128, 64}};
-  const int64_t blocks = (weight_rows + 64 * kWarpgroups - 1) / (64 * kWarpgroups);
-  int best = 0;
+/// The shapes of tiles, with about the cycles that one takes for a unit of weights.
+constexpr struct {
+  int rows, warpgroups, cycles;
+} kTiles[kTileShapes] = {{16, 1, 700}, {16, 2, 750}, {32, 1, 750}, {32, 2, 850}, {64, 1, 950}, {64, 2, 1300}};
+
+}  // namespace
+
+bool tile_fits(int tile, int rows) {
+  return rows % kTiles[tile].rows == 0;
+}
+
+int tile_of(int64_t weight_rows, int rows, int multiprocessors) {
+  int best = -1;
   int64_t least = 0;
-  for (const auto& size : kSizes) {
-    if (rows % size.rows != 0) continue;
-    const int64_t cycles = (blocks * (rows / size.rows) + multiprocessors - 1) / multiprocessors * size.cycles;
-    if (best == 0 || cycles <= least) {
-      best = size.rows;
+  for (int i = 0; i < kTileShapes; ++i) {
+    const auto& tile = kTiles[i];
+    if (!tile_fits(i, rows)) continue;
+    const int64_t weights = 64 * tile.warpgroups;
+    const int64_t blocks = (weight_rows + weights - 1) / weights * (rows / tile.rows);
+    const int64_t cycles = (blocks + multiprocessors - 1) / multiprocessors * tile.cycles;
+    if (best < 0 || cycles <= least) {
+      best = i;
       least = cycles;
     }
   }
   return best;
 }
 
-}  // namespace
-
-void multiply_tiles(const MatrixRun& run, const Quantized& in, int rows, const Target& target, Epilogue epilogue,
-                    int multiprocessors, cudaStream_t stream) {
-  const int n = tile_rows(run.rows, rows, multiprocessors);
+void multiply_tiles(const SignProduct& product, int tile, cudaStream_t stream) {
+  const SignWork work = work_of(product);
   const auto choose = [&]<int Bits>() {
-    switch (n) {
-      case 16:
-        return choose_epilogue<16, Bits>(run, in, rows, target, epilogue, stream);
-      case 32:
-        return choose_epilogue<32, Bits>(run, in, rows, target, epilogue, stream);
-      case 64:
-        return choose_epilogue<64, Bits>(run, in, rows, target, epilogue, stream);
+    const auto run = [&]<int N, int W>() { choose_epilogue<Shape<N, W, Bits>, Bits>(work, product.epilogue, stream); };
+    switch (tile) {
+      case 0:
+        return run.template operator()<16, 1>();
+      case 1:
+        return run.template operator()<16, 2>();
+      case 2:
+        return run.template operator()<32, 1>();
+      case 3:
+        return run.template operator()<32, 2>();
+      case 4:
+        return run.template operator()<64, 1>();
       default:
-        return choose_epilogue<128, Bits>(run, in, rows, target, epilogue, stream);
+        return run.template operator()<64, 2>();
     }
   };
-  run.sign.bits == 1 ? choose.template operator()<1>() : choose.template operator()<2>();
+  product.run->sign.bits == 1 ? choose.template operator()<1>() : choose.template operator()<2>();
 }
 
 }  // namespace niwaki::cuda

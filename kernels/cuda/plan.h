@@ -48,7 +48,6 @@ class CudaPlan final : public QueuedPlan {
     bool prepares = false;       // quantizes its rows for the linear operation after it
     bool writes_floats = true;   // something else reads its output
     bool stores_next = false;    // a norm of heads that the store after it is done with, or both by attention
-    bool quantized_before = false;
     bool through_scratch = false;  // SwiGLU, or an addition, of a matrix whose epilogues cannot do it
   };
   /// The rows that kernels are launched for.
@@ -74,6 +73,10 @@ class CudaPlan final : public QueuedPlan {
   bool per_output(BufferId id) const { return spec().buffers[static_cast<size_t>(id)].per_output; }
   Quantized quantized(size_t which, QuantizedLayout layout, int32_t rows, int64_t columns) const;
   std::vector<Quantized> quantized_for(const CudaMatrix& matrix, int32_t rows) const;
+  bool adapts(size_t index) const { return slots_ != nullptr && slots_->touches(index); }
+  const MatrixRun* only_run(size_t index) const;
+  bool norms_on_the_way(size_t index, const Bucket& bucket) const;
+  bool quantizes_swiglu_for_next(size_t index, const Bucket& bucket) const;
 
   HeadNorm head_norm(const QkNormRopeOp& op, size_t index) const;
 
@@ -86,8 +89,7 @@ class CudaPlan final : public QueuedPlan {
   void encode(const KvStoreOp& op, size_t index, const Bucket& bucket);
   void encode(const PagedAttentionOp& op, size_t index, const Bucket& bucket);
   void encode(const SelectOutputsOp& op, size_t index, const Bucket& bucket);
-  void multiply(const LinearOp& op, const CudaMatrix& matrix, const Bucket& bucket, const FloatRows& out,
-                Epilogue epilogue);
+  void multiply(const LinearOp& op, size_t index, const Bucket& bucket, const FloatRows& out, Epilogue epilogue);
 
   Bucket bucket_of(const Step& step) const;
   size_t most_item_bytes() const;

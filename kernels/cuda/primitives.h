@@ -166,6 +166,15 @@ __device__ inline uint64_t describe_shared(const void* shared, uint32_t along_k,
   const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
   return field(shared_address(shared)) | field(along_k) << 16 | field(along_n) << 32;
 }
+/// By a whole warpgroup: changes its share of registers, in a kernel of launch bounds (threads, 1).
+template <int Registers>
+__device__ inline void lower_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+template <int Registers>
+__device__ inline void raise_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+}
 /// Before the first of a row of wgmma, and when registers that it uses were written.
 __device__ inline void fence_wgmma() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

@@ -78,56 +78,78 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
   }
 }
 
+/// See QuantizedLayout: lane l has word l, lanes 0..7 the rest, so that a row is stored at once.
+__device__ inline void pack_bits1(const Quantized& out, int row, int group, const int (&q)[4], int lane) {
+  uint32_t first = 0, second = 0;
+#pragma unroll
+  for (int p = 0; p < kBits1Planes; ++p) {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      const uint32_t bits = __ballot_sync(kAllLanes, (q[t] & 1 << p) != 0);
+      const int word = 4 * p + t;
+      if (word < 32) {
+        if (lane == word) first = bits;
+      } else if (lane == word - 32) {
+        second = bits;
+      }
+    }
+  }
+  auto* words = reinterpret_cast<uint32_t*>(out.data) +
+                (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) * kBits1Words;
+  words[lane] = first;
+  if (lane < kBits1Words - 32) words[32 + lane] = second;
+}
+
 /// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of group_column, zeros beyond the
 /// row's end. Returns false in all lanes, and stores nothing sensible, if one is NaN or infinite.
 __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, const float (&x)[4]) {
   const int lane = static_cast<int>(threadIdx.x & 31);
-  float peak = 0, total = 0;
+  float most = 0, total = 0;
+#pragma unroll
   for (int t = 0; t < 4; ++t) {
-    peak = fmaxf(peak, fabsf(x[t]));
+    most = fmaxf(most, fabsf(x[t]));
     total += fabsf(x[t]) * 0x1p-7f;
   }
-  peak = warp_max(peak);
+  // Bits of floats that are not negative are ordered as they are.
+  const float peak = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(most)));
   const float mean = warp_sum(total);
   if (!(mean <= 3.402823466e38f)) return false;
   int q[4] = {0, 0, 0, 0};
   float scale = 0;
   if (peak > 0) {
-    const float inverse = fminf(fminf(0x1p125f, 511.0f / peak), (32700.0f / 128.0f) / mean);
-    scale = 1.0f / inverse;
+    float inverse = fminf(0x1p125f, __fdiv_rn(511.0f, peak));
+    // Seldom: all of a group are about as large. Else the bound by the sum is above the other, however they are rounded.
+    if (512.0f * mean > 255.0f * peak) inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, mean));
+    scale = __frcp_rn(inverse);
+#pragma unroll
     for (int t = 0; t < 4; ++t) q[t] = __float2int_rn(x[t] * inverse);
   }
   const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row), g = static_cast<size_t>(group);
   if (out.layout == QuantizedLayout::kHalves) {
     // A lane and the one 16 beside it have the even and the odd elements of a core's eight.
     uint32_t packed[4];
+#pragma unroll
     for (int t = 0; t < 4; ++t) {
       const int other = __shfl_xor_sync(kAllLanes, q[t], 16);
-      packed[t] = __half_as_ushort(__int2half_rn(q[t])) |
-                  static_cast<uint32_t>(__half_as_ushort(__int2half_rn(other))) << 16;
+      packed[t] = pack_halves(static_cast<float>(q[t]), static_cast<float>(other));
     }
     if (lane < 16) {
       const size_t core = (g * (rows / 8) + r / 8) * 16 + static_cast<size_t>(lane);
       reinterpret_cast<uint4*>(out.data)[core * 8 + r % 8] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
     }
   } else if (out.layout == QuantizedLayout::kBits1) {
-    auto* words = reinterpret_cast<uint32_t*>(out.data) + (g * rows + r) * kBits1Words;
-    for (int p = 0; p < kBits1Planes; ++p) {
-      uint32_t mine = 0;
-      for (int t = 0; t < 4; ++t) {
-        const uint32_t bits = __ballot_sync(kAllLanes, q[t] >> p & 1);
-        if (t == (lane & 3)) mine = bits;
-      }
-      if (lane < 4) words[4 * p + lane] = mine;
-    }
+    pack_bits1(out, row, group, q, lane);
   } else {
     pack_bits2(out, row, group, q, lane);
   }
   // Lanes with bit 3 set have the second half of the group.
-  int sum = q[0] + q[1] + q[2] + q[3];
-  for (int i : {16, 4, 2, 1}) sum += __shfl_xor_sync(kAllLanes, sum, i);
-  if (lane == 0) out.scales[g * rows + r] = scale;
-  if (lane == 0 || lane == 8) out.sums[(2 * g + static_cast<size_t>(lane / 8)) * rows + r] = sum;
+  const int sum = q[0] + q[1] + q[2] + q[3];
+  const int low = __reduce_add_sync(kAllLanes, lane & 8 ? 0 : sum), all = __reduce_add_sync(kAllLanes, sum);
+  if (lane == 0) {
+    out.scales[g * rows + r] = scale;
+    out.sums[2 * g * rows + r] = low;
+    out.sums[(2 * g + 1) * rows + r] = all - low;
+  }
   return true;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
+#include "cuda/prepare.h"
 
 namespace niwaki::cuda {
 namespace {
@@ -65,14 +66,17 @@ __global__ void embed_rows(StepView step, MatrixRun run, int64_t row_size, Float
   }
 }
 
-/// A block has a row, each of its warps every so-and-so-manieth group of it.
-__global__ void prepare_row(StepView step, Preparation work) {
+constexpr int kPrepareThreads = 512;
+
+/// A block has a row and, without a norm, some groups of it; each warp every so-and-so-manieth group.
+__global__ void __launch_bounds__(kPrepareThreads, 3) prepare_row(StepView step, Preparation work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   auto* squares = reinterpret_cast<float*>(shared);  // of each group
   start_successor();
   wait_for_predecessor();
   const int row = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
+  const int warps = static_cast<int>(blockDim.x) / 32, stride = warps * static_cast<int>(gridDim.y);
+  const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
   const int groups = (work.width + kGroup - 1) / kGroup;
   const bool there = row < (work.of.outputs ? step.counts->outputs : step.counts->rows);
   const float* x = work.in.data + row * work.in.stride;
@@ -82,30 +86,25 @@ __global__ void prepare_row(StepView step, Preparation work) {
       value[t] = c < work.width ? __ldcg(x + c) : 0;
     }
   };
-  float value[4];  // of the warp's first group, for as long as it has no other
-  load(min(warp, groups - 1), value);
-  float inverse = 1;
+  float value[4];
+  float factor = 1;
   if (work.norm.weights != nullptr) {
-    for (int group = warp; group < groups; group += warps) {
-      if (group != warp) load(group, value);
-      float sum = 0;
-      for (float v : value) sum = __fmaf_rn(v, v, sum);
-      sum = warp_sum(sum);
+    for (int group = first; group < groups; group += stride) {
+      load(group, value);
+      const float sum = group_squares(value);
       if (lane == 0) squares[group] = sum;
     }
     __syncthreads();
-    float sum = 0;  // in every warp alike
-    for (int group = lane; group < groups; group += 32) sum += squares[group];
-    sum = warp_sum(sum);
-    if (threadIdx.x == 0 && there && !(sum <= 3.402823466e38f)) report_bad(step, work.norm_op, row);
-    inverse = 1.0f / sqrtf(sum / static_cast<float>(work.width) + work.norm.eps);
+    float sum;
+    factor = norm_factor(squares, groups, work.width, work.norm.eps, sum);
+    if (threadIdx.x == 0 && there && !is_finite(sum)) report_bad(step, work.norm_op, row);
   }
-  for (int group = warp; group < groups; group += warps) {
-    if (warps < groups) load(group, value);
+  for (int group = first; group < groups; group += stride) {
+    load(group, value);
     for (int t = 0; t < 4; ++t) {
       const int c = group * kGroup + group_column(lane, t);
       if (c >= work.width) continue;
-      if (work.norm.weights != nullptr) value[t] = value[t] * inverse * work.norm.weights[c];
+      if (work.norm.weights != nullptr) value[t] = value[t] * factor * __ldg(work.norm.weights + c);
       if (work.out.data != nullptr) work.out.data[row * work.out.stride + c] = value[t];
     }
     for (int i = 0; i < work.layouts; ++i) {
@@ -162,9 +161,10 @@ void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, 
 
 void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream) {
   const int groups = (work.width + kGroup - 1) / kGroup;
-  const int warps = std::min(groups, rows <= kPlaneRows ? 32 : 8);
+  const int warps = std::min(groups, kPrepareThreads / 32);
+  const int parts = work.norm.weights == nullptr ? (groups + warps - 1) / warps : 1;
   launch(prepare_row,
-         {dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(32 * warps)),
+         {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)), dim3(static_cast<unsigned>(32 * warps)),
           static_cast<size_t>(groups) * sizeof(float), true},
          stream, step, work);
 }

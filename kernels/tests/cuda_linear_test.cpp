@@ -65,7 +65,8 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
                                     memory.at<int32_t>(size.data + size.scales)};
     cuda::Preparation work{floats, static_cast<int32_t>(columns), {}, 0, {}, 1, {quantized}, {0, false}};
     cuda::prepare_rows(bench.step, work, launched, nullptr);
-    cuda::multiply_sign(part, quantized, launched, y, epilogue, 4, nullptr);
+    const cuda::SignProduct product{&part, launched, quantized, y, epilogue};
+    cuda::multiply_sign(bench.step, product, 4, nullptr);
     cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
   }
   cuda::check(cudaStreamSynchronize(nullptr), "multiplying");

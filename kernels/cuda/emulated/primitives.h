@@ -151,4 +151,9 @@ void wgmma_f16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accum
   emulated::meet_warp(~0u, "wgmma_f16", emulated::begin_wgmma, &mine, where);
 }
 
+template <int Registers>
+inline void lower_registers() {}
+template <int Registers>
+inline void raise_registers() {}
+
 }  // namespace niwaki::cuda

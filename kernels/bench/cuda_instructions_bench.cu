@@ -1,5 +1,5 @@
 // What the hardware allows: rates of matrix instructions, of reading memory, and what a kernel in a graph costs.
-//   instructions_bench
+//   cuda_instructions_bench
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -151,6 +151,7 @@ void report_rate(const char* name, cudaStream_t stream, int blocks, long long* c
     launch(rate<K>, {dim3(blocks), dim3(32 * warps)}, stream, cycles, sink);
     launch(rate<K>, {dim3(blocks), dim3(32 * warps)}, stream, cycles, sink);
     long long taken;
+    check(cudaStreamSynchronize(stream), "running");
     check(cudaMemcpy(&taken, cycles, sizeof taken, cudaMemcpyDeviceToHost), "copy");
     std::printf("%-22s %2d warps: %.3f warp instructions a cycle and SM\n", name, warps,
                 4.0 * kLoops * warps / static_cast<double>(taken));
@@ -164,6 +165,7 @@ void report_wgmma(cudaStream_t stream, int blocks, long long* cycles, int* sink)
     launch(wgmma_rate<N>, {dim3(blocks), dim3(128 * groups), N * 256 + 4096}, stream, cycles, sink);
     launch(wgmma_rate<N>, {dim3(blocks), dim3(128 * groups), N * 256 + 4096}, stream, cycles, sink);
     long long taken;
+    check(cudaStreamSynchronize(stream), "running");
     check(cudaMemcpy(&taken, cycles, sizeof taken, cudaMemcpyDeviceToHost), "copy");
     const double each = static_cast<double>(taken) / (kLoops * groups);
     std::printf("wgmma m64n%dk16, %d groups: %.1f cycles each, %.0f products a cycle and SM\n", N, groups, each,
@@ -172,12 +174,6 @@ void report_wgmma(cudaStream_t stream, int blocks, long long* cycles, int* sink)
 }
 
 }  // namespace
-
-void niwaki::cuda::check(cudaError_t status, const std::string& what) {
-  if (status == cudaSuccess) return;
-  std::printf("%s: %s\n", what.c_str(), cudaGetErrorString(status));
-  std::exit(1);
-}
 
 int main() {
   cudaDeviceProp properties;
@@ -199,6 +195,7 @@ int main() {
   check(cudaMalloc(&f, 128), "floats");
   launch(subnormals, {dim3(1), dim3(32)}, stream, f);
   float value;
+  check(cudaStreamSynchronize(stream), "running");
   check(cudaMemcpy(&value, f, sizeof value, cudaMemcpyDeviceToHost), "copy");
   std::printf("sixteen times 2^-24 * 1024: %g (2^-10 is %g)\n", value, 1.0 / 1024);
 
