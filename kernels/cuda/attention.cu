@@ -1,8 +1,11 @@
 #include "cuda/attention.h"
 
+#include <algorithm>
+
 #include "cuda/attention_pages.h"
 #include "cuda/attention_sums.h"
 #include "cuda/attention_tiles.h"
+#include "cuda/head_lanes.h"
 #include "cuda/warp.h"
 #include "niwaki/error.h"
 
@@ -10,56 +13,189 @@ namespace niwaki::cuda {
 namespace {
 
 /// A block at work.
-template <int kDim, bool kQ8, bool kWide>
-struct Block : StagedPages<kDim, kQ8, kWide> {
-  using Base = StagedPages<kDim, kQ8, kWide>;
-  using Base::a, Base::at, Base::bring, Base::dim, Base::find_next, Base::group, Base::halves, Base::lane, Base::place,
-      Base::shared, Base::stage, Base::step, Base::sum_at, Base::take_keys, Base::take_values, Base::uses, Base::warp;
+template <int kDim, bool kQ8, Kind kKind>
+struct Block : StagedPages<kDim, kQ8, kKind> {
+  using Base = StagedPages<kDim, kQ8, kKind>;
+  using Part = typename Base::Part;
+  using Base::a, Base::at, Base::bring, Base::bring_all, Base::clear_values, Base::dim, Base::find, Base::group,
+      Base::halves, Base::lane, Base::next_phase, Base::place, Base::shared, Base::step, Base::sum_at, Base::wait_for,
+      Base::warp, Base::widen;
   using Base::Base;
 
-  // Queries.
+  static constexpr bool kFused = kKind == Kind::kFused;
+  using Head = HeadLanes<kDim == 0 ? 2 : 1>;
 
-  /// Units of whole sixteens, scaled, as float16; zeros for those that the item does not have.
+  // Items. The one at work and the next are in shared memory.
+
+  __device__ AttentionItem& item_at(int slot) const {
+    return reinterpret_cast<AttentionItem*>(shared + at.items)[slot];
+  }
+  /// By a warp.
+  __device__ void fetch_item(int index, int slot) const {
+    constexpr int kParts = sizeof(AttentionItem) / 16;
+    static_assert(sizeof(AttentionItem) == 16 * kParts);
+    if (lane < kParts)
+      reinterpret_cast<uint4*>(&item_at(slot))[lane] = reinterpret_cast<const uint4*>(step.items + index)[lane];
+  }
+  __device__ int row_of(const AttentionItem& item, int unit) const {
+    return item.first_row + (item.first_head + unit) / group();
+  }
+  __device__ int head_of(const AttentionItem& item, int unit) const {
+    return item.kv_head * group() + (item.first_head + unit) % group();
+  }
+  /// Units that the item does not have are where its last one is.
+  __device__ int position_of(const AttentionItem& item, int unit) const {
+    return item.position + (item.first_head + min(unit, item.units - 1)) / group();
+  }
+
+  // Queries: units of whole sixteens, scaled, as float16. What is in the rows of units that the item does not have changes
+  // nothing: no unit sees another.
+
+  __device__ float query_scale() const { return 1.44269504f / sqrtf(static_cast<float>(dim)); }  // log2(e): powers of two
+
   __device__ void load_queries(const AttentionItem& item) {
-    const float scale = 1.44269504f / sqrtf(static_cast<float>(dim));  // log2(e): weights are powers of two
-    const int chunks = dim / 8, units = (item.units + 15) / 16 * 16;
-    for (int i = threadIdx.x; i < units * chunks; i += kThreads) {
-      const int unit = i / chunks, chunk = i % chunks;
-      uint4 packed = {0, 0, 0, 0};
-      if (unit < item.units) {
-        const int index = item.first_head + unit, row = item.first_row + index / group();
-        const int head = item.kv_head * group() + index % group();
-        const auto* from = reinterpret_cast<const float4*>(a.qkv + row * a.qkv_stride + head * dim + chunk * 8);
-        float4 x = from[0], y = from[1];
-        x = {x.x * scale, x.y * scale, x.z * scale, x.w * scale};
-        y = {y.x * scale, y.y * scale, y.z * scale, y.w * scale};
-        packed = {pack_halves(x.x, x.y), pack_halves(x.z, x.w), pack_halves(y.x, y.y), pack_halves(y.z, y.w)};
-        if (!(fits_half(x.x) && fits_half(x.y) && fits_half(x.z) && fits_half(x.w) && fits_half(y.x) && fits_half(y.y) &&
-              fits_half(y.z) && fits_half(y.w)))
-          report_bad(step, a.op, row);
-      }
-      *reinterpret_cast<uint4*>(place(shared + at.queries, unit, chunk)) = packed;
+    const float scale = query_scale();
+    const int chunks = dim / 8;
+    int bad = INT32_MAX;
+#pragma unroll kKind == Kind::kWide ? 4 : 2
+    for (int i = threadIdx.x; i < item.units * chunks; i += kThreads) {
+      const int unit = i / chunks, chunk = i % chunks, row = row_of(item, unit);
+      const auto* from =
+          reinterpret_cast<const float4*>(a.qkv + row * a.qkv_stride + head_of(item, unit) * dim + chunk * 8);
+      float4 x = from[0], y = from[1];
+      x = {x.x * scale, x.y * scale, x.z * scale, x.w * scale};
+      y = {y.x * scale, y.y * scale, y.z * scale, y.w * scale};
+      *reinterpret_cast<uint4*>(place(shared + at.queries, unit, chunk)) = {
+          pack_halves(x.x, x.y), pack_halves(x.z, x.w), pack_halves(y.x, y.y), pack_halves(y.z, y.w)};
+      if (!(fits_half(x.x) && fits_half(x.y) && fits_half(x.z) && fits_half(x.w) && fits_half(y.x) && fits_half(y.y) &&
+            fits_half(y.z) && fits_half(y.w)))
+        bad = min(bad, row);
     }
-    if (threadIdx.x < kWideUnits) {
-      const int unit = static_cast<int>(threadIdx.x), index = item.first_head + min(unit, item.units - 1);
-      position(unit) = unit < units ? item.position + index / group() : -1;
+    if (bad != INT32_MAX) report_bad(step, a.op, bad);
+  }
+
+  // Fused items: heads of q, and the keys and values of the rows, which are the last tokens of the context.
+
+  /// The first token of the item that is a row of the step.
+  __device__ int first_fresh(const AttentionItem& item) const { return max(item.begin, item.position); }
+  /// Where the key (0) or value (1) of a fresh token is kept, as float16.
+  __device__ unsigned char* fresh_row(const AttentionItem& item, int token, int which) const {
+    return shared + at.fresh + ((token - item.position) * 2 + which) * (2 * dim);
+  }
+
+  struct HeadTask {
+    int row, token;  // token: of a key or value
+    int which;       // 0: key, 1: value, 2: query
+    Head numbers, angles;
+  };
+  /// Queries, then keys, then values.
+  __device__ HeadTask load_task(const AttentionItem& item, int index, int count) const {
+    HeadTask task;
+    const int half = dim / 2, fresh = (count - item.units) / 2;
+    int head;
+    if (index < item.units) {
+      task.which = 2;
+      task.token = 0;
+      task.row = row_of(item, index);
+      head = head_of(item, index);
+    } else {
+      const int i = index - item.units;
+      task.which = i >= fresh;
+      task.token = first_fresh(item) + i - task.which * fresh;
+      task.row = item.first_row + task.token - item.position;
+      head = a.layout.heads + task.which * a.layout.kv_heads + item.kv_head;
+    }
+    task.numbers.load(a.qkv + task.row * a.qkv_stride + head * dim, half);
+    if (task.which != 1) task.angles.load(a.norm.rope + task.row * a.norm.rope_stride, half);
+    return task;
+  }
+  /// A warp does a head.
+  __device__ void prepare_heads(const AttentionItem& item, const Head& q_weight, const Head& k_weight) {
+    const int half = dim / 2, count = item.units + 2 * max(0, item.end - first_fresh(item));
+    if (warp >= count) return;
+    HeadTask next = load_task(item, warp, count);
+    for (int index = warp; index < count; index += kWarps) {
+      HeadTask task = next;
+      if (index + kWarps < count) next = load_task(item, index + kWarps, count);
+      if (task.which != 1) {
+        if (!task.numbers.norm(task.which == 2 ? q_weight : k_weight, a.norm.eps, half) && lane == 0)
+          report_bad(step, a.norm.op, task.row);
+        task.numbers.turn(task.angles);
+      }
+      unsigned char* row;
+      int permutation;
+      bool fits = true;
+      if (task.which == 2) {
+        const float scale = query_scale();
+        task.numbers.each(half, [&](int, float2& x) {
+          x = {x.x * scale, x.y * scale};
+          fits = fits && fits_half(x.x) && fits_half(x.y);
+        });
+        fits = __all_sync(kAllLanes, fits);
+        row = shared + at.queries + index * (2 * dim);
+        permutation = index;
+      } else {
+        const int block = step.tables[item.table + task.token / a.pages.block_size];
+        fits = task.numbers.store_page(a.pages, block, task.token, item.kv_head, task.which == 0);
+        row = fresh_row(item, task.token, task.which);
+        permutation = task.token;
+      }
+      task.numbers.each(half, [&](int i, float2& x) {
+        *reinterpret_cast<uint32_t*>(row + place_chunk(permutation, i / 8, dim) * 16 + i % 8 * 2) = pack_halves(x.x, x.y);
+      });
+      if (!fits && lane == 0) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
     }
   }
-  /// The position of a unit; in tiles of sixteen, those that the item does not have are where its last one is; -1: none of a tile.
-  __device__ int& position(int unit) const { return reinterpret_cast<int*>(shared + at.positions)[unit]; }
+  /// The keys or values of fresh tokens from `token` on, up to `end`, into step i, which begins at token `step_begin`; by
+  /// `threads` threads.
+  __device__ void put_fresh(const AttentionItem& item, int i, int which, int step_begin, int token, int end, int thread,
+                            int threads) const {
+    if constexpr (kFused) {
+      token = max(token, item.position);
+      const int chunks = dim / 8;
+      for (int j = thread; j < (end - token) * chunks; j += threads) {
+        const int t = token + j / chunks, chunk = j % chunks;
+        reinterpret_cast<uint4*>(halves(i, which) + (t - step_begin) * (2 * dim))[chunk] =
+            reinterpret_cast<const uint4*>(fresh_row(item, t, which))[chunk];
+      }
+      if (token < end) fence_async();
+    }
+  }
+
+  // A step's keys and values, once they have come.
+
+  /// q8: both are widened; then __syncthreads().
+  __device__ void take_integers(const AttentionItem& item, int i, int begin, int tokens) {
+    wait_for(i, 0);
+    wait_for(i, 1);
+    next_phase(i);
+    widen(i, kFused ? min(tokens, max(0, item.position - begin)) : tokens);
+    for (int which = 0; which < 2; ++which)
+      put_fresh(item, i, which, begin, begin, begin + tokens, threadIdx.x, kThreads);
+    clear_values(i, tokens);
+  }
+  /// float16; true if __syncthreads() must follow.
+  __device__ bool take_values(const AttentionItem& item, int i, int begin, int tokens) {
+    wait_for(i, 1);
+    next_phase(i);
+    put_fresh(item, i, 1, begin, begin, begin + tokens, threadIdx.x, kThreads);
+    if (tokens % kPiece == 0) return false;
+    clear_values(i, tokens);
+    return true;
+  }
 
   // Operands of matrix instructions: sixteen rows from `row` on; sixteen dimensions or tokens, number `k`.
 
   __device__ void load_queries_at(uint32_t (&q)[4], int row, int k) const {
     load_matrices(q, pair_of_chunks(shared + at.queries, row + lane % 16, k, lane / 16));
   }
-  /// Of tokens token .. token + 15: two tiles of 8 tokens, q k^T.
-  __device__ void load_keys(uint32_t (&r)[4], int token, int k) const {
-    load_matrices(r, pair_of_chunks(halves(0), token + lane / 16 * 8 + lane % 8, k, lane / 8 % 2));
+  /// Of tokens token .. token + 15 of step i: two tiles of 8 tokens, q k^T.
+  __device__ void load_keys(uint32_t (&r)[4], int i, int token, int k) const {
+    load_matrices(r, pair_of_chunks(halves(i, 0), token + lane / 16 * 8 + lane % 8, k, lane / 8 % 2));
   }
-  /// Of sixteen tokens, number k: two tiles of 8 dimensions from 16 `pair` on.
-  __device__ void load_values(uint32_t (&r)[4], int pair, int k) const {
-    load_matrices_transposed(r, pair_of_chunks(halves(1), k * kPiece + lane % 16, pair, lane / 16));
+  /// Of piece k of step i: two tiles of 8 dimensions from 16 `pair` on.
+  __device__ void load_values(uint32_t (&r)[4], int i, int pair, int k) const {
+    load_matrices_transposed(r, pair_of_chunks(halves(i, 1), k * kPiece + lane % 16, pair, lane / 16));
   }
   /// place(rows, row, 2 pair + which), written so that all pairs of a lane need one register: row % 8 is lane % 8 in all uses.
   __device__ unsigned char* pair_of_chunks(unsigned char* rows, int row, int pair, int which) const {
@@ -77,17 +213,16 @@ struct Block : StagedPages<kDim, kQ8, kWide> {
     mma_f16(total, p, {kOnes, kOnes});
   }
 
-  /// Scores of sixteen units from `unit` on and tiles of 8 tokens from `token` on; those after the position of their unit become
-  /// -inf.
+  /// Scores of sixteen units and tiles of 8 tokens from `token` on; those after the position of their unit become -inf. `seen`:
+  /// the positions of the lane's units.
   template <int kTiles>
-  __device__ void mask(float (&s)[kTiles][4], int token, int unit) const {
+  __device__ void mask(float (&s)[kTiles][4], int token, const int (&seen)[2]) const {
     token += lane % 4 * 2;
-    const int seen[2] = {position(unit + lane / 4) - token, position(unit + lane / 4 + 8) - token};
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (8 * t + j % 2 > seen[j / 2]) s[t][j] = -INFINITY;
+        if (token + 8 * t + j % 2 > seen[j / 2]) s[t][j] = -INFINITY;
       }
     }
   }
@@ -96,115 +231,161 @@ struct Block : StagedPages<kDim, kQ8, kWide> {
     x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
     return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
   }
-
-  // Items.
-
-  /// Calls f(begin, tokens) for each chunk, when its pages are brought or on their way, and span ends.
-  template <int kTiles, class F>
-  __device__ void each_chunk(const AttentionItem& item, Sums<kTiles>& sums, F&& f) {
-    const int span = item.span_tokens;
-    sums.clear();
-    for (int begin = item.begin; begin < item.end; begin += kChunkTokens) {
-      if (at.stages == 2 && warp == 0) bring(find_next(), 1 - stage());
-      if (begin % span == 0) sums.begin_span();
-      f(begin, min(kChunkTokens, item.end - begin));
-      if ((begin + kChunkTokens) % span == 0 || begin + kChunkTokens >= item.end) sums.end_span();
-      __syncthreads();
-      ++uses;
-      if (at.stages == 1 && warp == 0) bring(find_next(), 0);
-    }
+  template <int kTiles>
+  __device__ static float top_of(const float (&s)[kTiles][4], int u) {
+    float top = fmaxf(s[0][2 * u], s[0][2 * u + 1]);
+#pragma unroll
+    for (int t = 1; t < kTiles; ++t) top = fmaxf(top, fmaxf(s[t][2 * u], s[t][2 * u + 1]));
+    return quad_max(top);
+  }
+  __device__ static bool span_ends(const AttentionItem& item, int chunk) {
+    const int end = chunk + kChunkTokens;
+    return end >= item.end || end % item.span_tokens == 0;
   }
 
-  /// Up to sixteen units by all warps: each has sixteen tokens of the scores, and then sixteen dimensions of every 128.
+  /// Up to sixteen units by all warps: each has a piece of every step for the scores, and then sixteen dimensions of every 64.
   __device__ void attend_narrow(const AttentionItem& item) {
-    constexpr int kParts = kDim == 0 ? 2 : 1;
+    constexpr int kParts = kDim == 0 ? 4 : kDim / 16 / kWarps;
     Sums<2 * kParts> sums;
-    auto* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [warp][unit]
+    auto* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [step][warp][unit]
     unsigned char* weights = shared + at.weights;                 // [unit][token], permuted as rows of 256 bytes are
-
-    each_chunk(item, sums, [&](int begin, int tokens) {
-      take_keys(tokens);
-      float s[2][4] = {};
-#pragma unroll 4
+    const int seen[2] = {position_of(item, lane / 4), position_of(item, lane / 4 + 8)};
+    sums.clear();
+#pragma unroll 1
+    for (int begin = item.begin; begin < item.end; begin += kChunkTokens) {
+      const int tokens = min(kChunkTokens, item.end - begin), steps = tokens > kStepTokens ? 2 : 1;
+      const auto tokens_of = [&](int i) { return min(kStepTokens, tokens - i * kStepTokens); };
+      const int next = begin + kChunkTokens, next_block = find(item, next);
+      if (begin % item.span_tokens == 0) sums.begin_span();
+      if constexpr (kQ8) {
+        for (int i = 0; i < steps; ++i) take_integers(item, i, begin + i * kStepTokens, tokens_of(i));
+        __syncthreads();
+        bring_all(item, next, next_block);
+      }
+      float s[kSteps][2][4] = {};
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        if (i >= steps) break;
+        if constexpr (!kQ8) {
+          wait_for(i, 0);
+          const int step_begin = begin + i * kStepTokens, piece = step_begin + warp * kPiece;
+          put_fresh(item, i, 0, step_begin, piece, min(piece + kPiece, item.end), lane, 32);
+          if constexpr (kFused) __syncwarp();
+        }
+      }
+#pragma unroll kDim == 0 ? 1 : 4
       for (int k = 0; k < dim / 16; ++k) {
         uint32_t q[4], r[4];
         load_queries_at(q, 0, k);
-        load_keys(r, warp * kPiece, k);
-        multiply_pair(s[0], s[1], q, r);
-      }
-      float top[2];
-      mask(s, begin + warp * kPiece, 0);
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        top[u] = quad_max(fmaxf(fmaxf(s[0][2 * u], s[0][2 * u + 1]), fmaxf(s[1][2 * u], s[1][2 * u + 1])));
-        if (lane % 4 == 0) maxima[warp * kNarrowUnits + lane / 4 + 8 * u] = top[u];
+        for (int i = 0; i < kSteps; ++i) {
+          if (i >= steps) break;
+          load_keys(r, i, warp * kPiece, k);
+          multiply_pair(s[i][0], s[i][1], q, r);
+        }
       }
-      __syncthreads();
-      float step_max[kSteps][2], base[kSteps][2];
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
+        if (i >= steps) break;
+        mask(s[i], begin + i * kStepTokens + warp * kPiece, seen);
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
-          const float* of_warps = maxima + i * kPieces * kNarrowUnits + lane / 4 + 8 * u;
-          step_max[i][u] = of_warps[0];
-          for (int w = 1; w < kPieces; ++w) step_max[i][u] = fmaxf(step_max[i][u], of_warps[w * kNarrowUnits]);
+          const float top = top_of(s[i], u);
+          if (lane % 4 == 0) maxima[(i * kWarps + warp) * kNarrowUnits + lane / 4 + 8 * u] = top;
         }
+      }
+      __syncthreads();
+      if constexpr (!kQ8) {
+        for (int i = 0; i < kSteps; ++i) bring(item, next, next_block, i, 0);
       }
       float factor[kSteps][2];
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) sums.raise(step_max[i], base[i], factor[i]);
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
+      for (int i = 0; i < kSteps; ++i) {
+        if (i >= steps) break;
+        float step_max[2], base[2];
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
-          const int unit = lane / 4 + 8 * u;
-          const float from = warp < kPieces ? base[0][u] : base[1][u];
-          *reinterpret_cast<uint32_t*>(weights + unit * 2 * kChunkTokens +
-                                       place_chunk(unit, 2 * warp + t, kChunkTokens) * 16 + lane % 4 * 4) =
-              pack_halves(exp2_approx(s[t][2 * u] - from), exp2_approx(s[t][2 * u + 1] - from));
+          const float* of_warps = maxima + i * kWarps * kNarrowUnits + lane / 4 + 8 * u;
+          step_max[u] = of_warps[0];
+#pragma unroll
+          for (int w = 1; w < kWarps; ++w) step_max[u] = fmaxf(step_max[u], of_warps[w * kNarrowUnits]);
         }
+        sums.raise(step_max, base, factor[i]);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+#pragma unroll
+          for (int u = 0; u < 2; ++u) {
+            const int unit = lane / 4 + 8 * u, chunk = 2 * (i * kPieces + warp) + t;
+            *reinterpret_cast<uint32_t*>(weights + unit * 2 * kChunkTokens +
+                                         place_chunk(unit, chunk, kChunkTokens) * 16 + lane % 4 * 4) =
+                pack_halves(exp2_approx(s[i][t][2 * u] - base[u]), exp2_approx(s[i][t][2 * u + 1] - base[u]));
+          }
+        }
+        if constexpr (!kQ8) take_values(item, i, begin + i * kStepTokens, tokens_of(i));
       }
-      take_values(tokens);
       __syncthreads();
 #pragma unroll
-      for (int k = 0; k < kSteps * kPieces; ++k) {
-        if (k % kPieces == 0) sums.scale_span(factor[k / kPieces]);
-        uint32_t p[4], r[4];
-        load_matrices(p, weights + lane % 16 * 2 * kChunkTokens + place_chunk(lane, 2 * k + lane / 16, kChunkTokens) * 16);
-        add_weights(sums.span_total, p);
+      for (int i = 0; i < kSteps; ++i) {
+        if (i >= steps) break;
+        sums.scale_span(factor[i]);
+        const int pieces = (tokens_of(i) + kPiece - 1) / kPiece;
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const int pair = warp + kWarps * part;
-          if (pair >= dim / 16) continue;
-          load_values(r, pair, k);
-          multiply_pair(sums.of_span[2 * part], sums.of_span[2 * part + 1], p, r);
+        for (int k = 0; k < kPieces; ++k) {
+          if (k >= pieces) break;
+          uint32_t p[4], r[4];
+          load_matrices(p, weights + lane % 16 * 2 * kChunkTokens +
+                               place_chunk(lane, 2 * (i * kPieces + k) + lane / 16, kChunkTokens) * 16);
+          add_weights(sums.span_total, p);
+#pragma unroll
+          for (int part = 0; part < kParts; ++part) {
+            const int pair = warp + kWarps * part;
+            if (kDim == 0 && pair >= dim / 16) continue;
+            load_values(r, i, pair, k);
+            multiply_pair(sums.of_span[2 * part], sums.of_span[2 * part + 1], p, r);
+          }
         }
       }
-    });
+      if (span_ends(item, begin)) sums.end_span();
+      __syncthreads();
+      if constexpr (!kQ8) {
+        for (int i = 0; i < kSteps; ++i) bring(item, next, next_block, i, 1);
+      }
+    }
+    emit_narrow(item, sums);
+  }
 
-    unsigned char* out = shared + at.sums;
+  template <int kTiles>
+  __device__ void emit_narrow(const AttentionItem& item, const Sums<kTiles>& sums) {
+    unsigned char* out = shared + at.queries;
     auto* totals = reinterpret_cast<float2*>(shared + at.totals);
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       const int unit = lane / 4 + 8 * u;
       if (unit >= item.units) continue;
+      const int64_t record = record_of(item, unit);
 #pragma unroll
-      for (int t = 0; t < 2 * kParts; ++t) {
-        const int pair = warp + t / 2 * kWarps;
-        if (pair >= dim / 16) continue;
-        *reinterpret_cast<float2*>(sum_at(out, unit, pair * 16 + t % 2 * 8 + lane % 4 * 2)) = {sums.all[t][2 * u],
-                                                                                         sums.all[t][2 * u + 1]};
+      for (int t = 0; t < kTiles; ++t) {
+        const int pair = warp + t / 2 * kWarps, column = pair * 16 + t % 2 * 8 + lane % 4 * 2;
+        if (kDim == 0 && pair >= dim / 16) continue;
+        float* to = item.split != 0 ? a.scratch.sums + record * dim + column : sum_at(out, unit, column);
+        *reinterpret_cast<float2*>(to) = {sums.all[t][2 * u], sums.all[t][2 * u + 1]};
       }
-      if (warp == 0 && lane % 4 == 0) totals[unit] = {sums.max[u], sums.total[u]};
+      if (warp == 0 && lane % 4 == 0)
+        (item.split != 0 ? a.scratch.totals[record] : totals[unit]) = {sums.max[u], sums.total[u]};
     }
+    if (item.split != 0) return;
     __syncthreads();
-    for (int unit = warp; unit < item.units; unit += kWarps) emit(item, unit, out, unit, totals[unit]);
+    for (int unit = warp; unit < item.units; unit += kWarps) {
+      const float inverse = 1.0f / totals[unit].y;
+      for (int column = lane * 4; column < dim; column += 128)
+        finish(item, unit, column, *reinterpret_cast<const float4*>(sum_at(out, unit, column)), inverse);
+    }
   }
 
-  /// The weights of a step for sixteen units; the step begins at a piece of the chunk that begins at token `begin`.
-  __device__ void weigh(Sums<kDim / 8>& sums, int begin, int first_piece, int first_unit, uint32_t (&p)[kPieces][4]) {
+  /// The weights of step i of the chunk for sixteen units; it begins at token `begin`.
+  __device__ void weigh(Sums<kDim / 8>& sums, int i, int begin, int first_unit, int first_seen, const int (&seen)[2],
+                        uint32_t (&p)[kPieces][4]) {
     constexpr int kTiles = kStepTokens / 8;
-    const int first_token = first_piece * kPiece;
     float s[kTiles][4];
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
@@ -218,28 +399,22 @@ struct Block : StagedPages<kDim, kQ8, kWide> {
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
         uint32_t r[4];
-        load_keys(r, first_token + piece * kPiece, k);
+        load_keys(r, i, piece * kPiece, k);
         multiply_pair(s[2 * piece], s[2 * piece + 1], q, r);
       }
     }
-    if (begin + first_token + kStepTokens - 1 > position(first_unit)) mask(s, begin + first_token, first_unit);
-    float top[2], base[2], factor[2];
-#pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      top[u] = fmaxf(s[0][2 * u], s[0][2 * u + 1]);
-#pragma unroll
-      for (int t = 1; t < kTiles; ++t) top[u] = fmaxf(top[u], fmaxf(s[t][2 * u], s[t][2 * u + 1]));
-      top[u] = quad_max(top[u]);
-    }
+    if (begin + kStepTokens - 1 > first_seen) mask(s, begin, seen);
+    const float top[2] = {top_of(s, 0), top_of(s, 1)};
+    float base[2], factor[2];
     sums.raise(top, base, factor);
     sums.scale_span(factor);
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float(&x)[4] = s[2 * piece + i / 2];
-        const int u = i % 2;
-        p[piece][i] = pack_halves(exp2_approx(x[2 * u] - base[u]), exp2_approx(x[2 * u + 1] - base[u]));
+      for (int j = 0; j < 4; ++j) {
+        const float(&x)[4] = s[2 * piece + j / 2];
+        const int u = j % 2;
+        p[piece][j] = pack_halves(exp2_approx(x[2 * u] - base[u]), exp2_approx(x[2 * u + 1] - base[u]));
       }
     }
   }
@@ -249,32 +424,58 @@ struct Block : StagedPages<kDim, kQ8, kWide> {
     constexpr int kTiles = kDim / 8;
     Sums<kTiles> sums;
     const int first_unit = warp * 16;
-
-    each_chunk(item, sums, [&](int begin, int tokens) {
-      take_keys(tokens);
+    const int first_seen = position_of(item, first_unit);
+    const int last_seen = first_unit < item.units ? position_of(item, first_unit + 15) : -1;
+    const int seen[2] = {position_of(item, first_unit + lane / 4), position_of(item, first_unit + lane / 4 + 8)};
+    sums.clear();
 #pragma unroll 1
-      for (int step = 0; step < kSteps; ++step) {
-        const int first = step * kPieces;  // piece of the chunk
-        const bool active = begin + first * kPiece <= position(first_unit + 15);
+    for (int begin = item.begin; begin < item.end; begin += kChunkTokens) {
+      const int next = begin + kChunkTokens, next_block = find(item, next);
+      if (begin % item.span_tokens == 0) sums.begin_span();
+#pragma unroll 1
+      for (int i = 0; i < kSteps; ++i) {
+        const int first = begin + i * kStepTokens, tokens = min(kStepTokens, item.end - first);
+        if (tokens <= 0) break;
+        const bool active = first <= last_seen;
+        if constexpr (kQ8) {
+          take_integers(item, i, first, tokens);
+          __syncthreads();
+          bring(item, next, next_block, i, 0);
+          bring(item, next, next_block, i, 1);
+        } else {
+          wait_for(i, 0);
+        }
         uint32_t p[kPieces][4];
-        if (active) weigh(sums, begin, first, first_unit, p);
-        if (step == 0) take_values(tokens);
+        if (active) weigh(sums, i, first, first_unit, first_seen, seen, p);
+        if (!kQ8 && take_values(item, i, first, tokens)) __syncthreads();
         if (active) {
+          const int pieces = (tokens + kPiece - 1) / kPiece;
 #pragma unroll
           for (int k = 0; k < kPieces; ++k) {
+            if (k >= pieces) break;
             add_weights(sums.span_total, p[k]);
 #pragma unroll
             for (int pair = 0; pair < kDim / 16; ++pair) {
               uint32_t r[4];
-              load_values(r, pair, first + k);
+              load_values(r, i, pair, k);
               multiply_pair(sums.of_span[2 * pair], sums.of_span[2 * pair + 1], p[k], r);
             }
           }
         }
+        __syncthreads();
+        if constexpr (!kQ8) {
+          bring(item, next, next_block, i, 0);
+          bring(item, next, next_block, i, 1);
+        }
       }
-    });
+      if (span_ends(item, begin)) sums.end_span();
+    }
+    emit_wide(item, sums, first_unit);
+  }
 
-    // Eight units at a time through the memory of the warp's queries.
+  /// Eight units at a time through the memory of the warp's queries.
+  template <int kTiles>
+  __device__ void emit_wide(const AttentionItem& item, const Sums<kTiles>& sums, int first_unit) {
     unsigned char* out = shared + at.queries + first_unit * 2 * dim;
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
@@ -285,35 +486,35 @@ struct Block : StagedPages<kDim, kQ8, kWide> {
                                                                              sums.all[t][2 * u + 1]};
       }
       __syncwarp();
+#pragma unroll 2
       for (int row = 0; row < 8; ++row) {
         const float2 total = {__shfl_sync(kAllLanes, sums.max[u], row * 4),
                               __shfl_sync(kAllLanes, sums.total[u], row * 4)};
         const int unit = first_unit + 8 * u + row;
-        if (unit < item.units) emit(item, unit, out, row, total);
+        if (unit >= item.units) break;
+        const int64_t record = record_of(item, unit);
+        const float inverse = 1.0f / total.y;
+        for (int column = lane * 4; column < dim; column += 128) {
+          const float4 x = *reinterpret_cast<const float4*>(sum_at(out, row, column));
+          if (item.split != 0) {
+            *reinterpret_cast<float4*>(a.scratch.sums + record * dim + column) = x;
+          } else {
+            finish(item, unit, column, x, inverse);
+          }
+        }
+        if (item.split != 0 && lane == 0) a.scratch.totals[record] = total;
       }
     }
   }
 
   // Results. A warp has a unit, its lanes four dimensions of every 128.
 
-  /// `total`: M, L.
-  __device__ void emit(const AttentionItem& item, int unit, unsigned char* sums, int row, float2 total) {
-    const int record = item.record + item.begin / item.span_tokens * item.units + unit;
-    const float inverse = 1.0f / total.y;
-    for (int column = lane * 4; column < dim; column += 128) {
-      float4 x = *reinterpret_cast<const float4*>(sum_at(sums, row, column));
-      if (item.split != 0) {
-        *reinterpret_cast<float4*>(a.scratch.sums + static_cast<int64_t>(record) * dim + column) = x;
-      } else {
-        finish(item, unit, column, x, inverse);
-      }
-    }
-    if (item.split != 0 && lane == 0) a.scratch.totals[record] = total;
+  __device__ static int64_t record_of(const AttentionItem& item, int unit) {
+    return item.record + item.begin / item.span_tokens * item.units + unit;
   }
 
   __device__ void finish(const AttentionItem& item, int unit, int column, float4 x, float inverse) {
-    const int index = item.first_head + unit, row = item.first_row + index / group();
-    const int head = item.kv_head * group() + index % group();
+    const int row = row_of(item, unit), head = head_of(item, unit);
     x = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
     if (a.out != nullptr) *reinterpret_cast<float4*>(a.out + row * a.out_stride + head * dim + column) = x;
     if constexpr (kDim == kGroup) {
@@ -325,106 +526,177 @@ struct Block : StagedPages<kDim, kQ8, kWide> {
   /// After the records of a split item are written: whether they were the last of its units.
   __device__ bool arrive_last(const AttentionItem& item) {
     auto* last = reinterpret_cast<int*>(shared + at.last);
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
       uint32_t* counter = a.scratch.counters + item.counter;
-      *last = atomicAdd(counter, 1u) == static_cast<uint32_t>(item.split - 1);
+      *last = add_meeting(counter, 1u) == static_cast<uint32_t>(item.split - 1);
       if (*last) *counter = 0;
     }
     __syncthreads();
-    __threadfence();
     return *last != 0;
   }
 
-  /// As Sums::end_span, the spans of a unit in the lanes of a warp.
+  /// As Sums::end_span, the spans of a unit in the lanes of a warp. The records come through the memory of the pages: of all
+  /// spans, and of as many units as make 32 records.
   __device__ void join(const AttentionItem& item) {
-    for (int unit = warp; unit < item.units; unit += kWarps) {
-      const int64_t record = item.record + unit;
-      const float2 total =
-          lane < item.split ? __ldcg(a.scratch.totals + record + lane * item.units) : float2{-INFINITY, 0};
-      float max = total.x;
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const float before = __shfl_up_sync(kAllLanes, max, distance);
-        if (lane >= distance) max = fmaxf(max, before);
-      }
-      float before = __shfl_up_sync(kAllLanes, max, 1);
-      if (lane == 0) before = -INFINITY;
-      const float base = max == -INFINITY ? 0.0f : max;
-      const float old_factor = exp2_approx(before - base), new_factor = exp2_approx(total.x - base);
-      float all = 0;
-      for (int span = 0; span < item.split; ++span) {
-        all = fmaf(__shfl_sync(kAllLanes, total.y, span), __shfl_sync(kAllLanes, new_factor, span),
-                   all * __shfl_sync(kAllLanes, old_factor, span));
-      }
-      for (int first = 0; first < dim; first += 128) {
+    const int split = item.split, at_once = kMostSpans / split, width = min(dim, 128);
+    unsigned char* mine = shared + warp * kMostSpans * (width * 4) + lane * 16;
+    for (int first_unit = warp; first_unit < item.units; first_unit += kWarps * at_once) {
+      const auto record_at = [&](int unit, int span) {
+        return item.record + span * item.units + first_unit + unit * kWarps;
+      };
+      const int units = min(at_once, (item.units - first_unit + kWarps - 1) / kWarps);
+      float2 totals = {-INFINITY, 0};  // of the lane's unit and span
+      if (lane < units * split) totals = __ldcg(a.scratch.totals + record_at(lane / split, lane % split));
+      for (int first = 0; first < dim; first += width) {
         const int column = first + lane * 4;
-        const float* from = a.scratch.sums + record * dim + column;
-        float4 x = {0, 0, 0, 0};
-#pragma unroll 8
-        for (int span = 0; span < item.split; ++span, from += static_cast<int64_t>(item.units) * dim) {
-          const float f = __shfl_sync(kAllLanes, old_factor, span), g = __shfl_sync(kAllLanes, new_factor, span);
-          if (column >= dim) continue;
-          const float4 y = __ldcg(reinterpret_cast<const float4*>(from));
-          x = {fmaf(y.x, g, x.x * f), fmaf(y.y, g, x.y * f), fmaf(y.z, g, x.z * f), fmaf(y.w, g, x.w * f)};
+        const bool has_column = lane * 4 < width && column < dim;
+        for (int i = 0; i < units * split && has_column; ++i) {
+          copy_async(mine + i * (width * 4),
+                     a.scratch.sums + static_cast<int64_t>(record_at(i / split, i % split)) * dim + column);
         }
-        if (column < dim) finish(item, unit, column, x, 1.0f / all);
+        commit_copies();
+        wait_copies<0>();
+        for (int unit = 0; unit < units; ++unit) {
+          const int from = unit * split + min(lane, split - 1);
+          float2 total = {__shfl_sync(kAllLanes, totals.x, from), __shfl_sync(kAllLanes, totals.y, from)};
+          if (lane >= split) total = {-INFINITY, 0};
+          float old_factor, new_factor, inverse;
+          join_totals(item, total, old_factor, new_factor, inverse);
+          float4 x = {0, 0, 0, 0};
+          for (int span = 0; span < split; ++span) {
+            const float f = __shfl_sync(kAllLanes, old_factor, span), g = __shfl_sync(kAllLanes, new_factor, span);
+            const float4 y = *reinterpret_cast<const float4*>(mine + (has_column ? unit * split + span : 0) * (width * 4));
+            x = {fmaf(y.x, g, x.x * f), fmaf(y.y, g, x.y * f), fmaf(y.z, g, x.z * f), fmaf(y.w, g, x.w * f)};
+          }
+          if (has_column) finish(item, first_unit + unit * kWarps, column, x, inverse);
+        }
       }
     }
   }
+  /// `total`: M and L of the lane's span. What O is multiplied by before the span, what the span's is; in the end 1 / L.
+  __device__ void join_totals(const AttentionItem& item, float2 total, float& old_factor, float& new_factor,
+                              float& inverse) const {
+    float max = total.x;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float before = __shfl_up_sync(kAllLanes, max, distance);
+      if (lane >= distance) max = fmaxf(max, before);
+    }
+    float before = __shfl_up_sync(kAllLanes, max, 1);
+    if (lane == 0) before = -INFINITY;
+    const float base = max == -INFINITY ? 0.0f : max;
+    old_factor = exp2_approx(before - base);
+    new_factor = exp2_approx(total.x - base);
+    float all = 0;
+    for (int span = 0; span < item.split; ++span) {
+      all = fmaf(__shfl_sync(kAllLanes, total.y, span), __shfl_sync(kAllLanes, new_factor, span),
+                 all * __shfl_sync(kAllLanes, old_factor, span));
+    }
+    inverse = 1.0f / all;
+  }
 
   __device__ void run() {
+    const int count = step.counts->attention_items, first = static_cast<int>(blockIdx.x);
+    // Most blocks of a launch for many items may have none; one at least must wait, so that the kernel does not end before the
+    // one before it.
+    if (first >= count && first != 0) return;
     this->init();
-    const typename Base::Pages first = warp == 0 ? find_next() : typename Base::Pages{};
+    if (first < count && warp == 0) fetch_item(first, 0);
     __syncthreads();
+    const int begin = first < count ? item_at(0).begin : 0, block = first < count ? find(item_at(0), begin) : 0;
+    if (first < count) bring_all(item_at(0), begin, block, Part::kStored);
+    Head q_weight, k_weight;
+    if constexpr (kFused) {
+      q_weight.load(a.norm.q_norm, dim / 2);
+      k_weight.load(a.norm.k_norm, dim / 2);
+    }
     wait_for_predecessor();
-    if (warp == 0) bring(first, 0);
-    for (int index = blockIdx.x; index < step.counts->attention_items; index += gridDim.x) {
-      const AttentionItem& item = step.items[index];  // not a copy: it would take registers from the sums
-      load_queries(item);
+    if (first < count) bring_all(item_at(0), begin, block, Part::kRest);
+    int slot = 0;
+    for (int index = first; index < count; index += gridDim.x, slot ^= 1) {
+      const AttentionItem& item = item_at(slot);
+      const bool more = index + static_cast<int>(gridDim.x) < count;
+      if (more && warp == kWarps - 1) fetch_item(index + gridDim.x, slot ^ 1);
+      if constexpr (kFused) {
+        prepare_heads(item, q_weight, k_weight);
+      } else {
+        load_queries(item);
+      }
       __syncthreads();
-      if constexpr (kWide) {
+      if constexpr (kKind == Kind::kWide) {
         item.units > kNarrowUnits ? attend_wide(item) : attend_narrow(item);
       } else {
         attend_narrow(item);
       }
-      if (item.split != 0 && arrive_last(item)) join(item);
+      const AttentionItem& next = item_at(slot ^ 1);
+      if (item.split != 0 && arrive_last(item)) {
+        join(item);
+        fence_async();
+        __syncthreads();
+      }
+      if (more) bring_all(next, next.begin, find(next, next.begin));
       __syncthreads();
     }
   }
 };
 
-template <int kDim, bool kQ8, bool kWide>
-__global__ void __launch_bounds__(kThreads, 1) attend(StepView step, Attention attention) {
-  NIWAKI_DYNAMIC_SHARED(shared);
-  start_successor();
-  Block<kDim, kQ8, kWide>(step, attention, shared).run();
+/// Blocks of a processor for which registers are kept.
+constexpr int least_blocks(int dim, Kind kind) {
+  return dim == 0 ? 1 : kind == Kind::kWide ? 2 : 4;
 }
 
-/// Calls f(kernel, its shared memory in bytes) for a head_dim, a type of pages and the widest items.
+template <int kDim, bool kQ8, Kind kKind>
+__global__ void __launch_bounds__(kThreads, least_blocks(kDim, kKind)) attend(StepView step, Attention attention) {
+  NIWAKI_DYNAMIC_SHARED(shared);
+  start_successor();
+  Block<kDim, kQ8, kKind>(step, attention, shared).run();
+}
+
+/// Calls f(kernel, its shared memory in bytes) for a head_dim, a type of pages and a kind.
 template <class F>
-void with_kernel(int32_t dim, bool q8, bool wide, F&& f) {
-  const auto with_type = [&](auto f16_kernel, auto q8_kernel) {
-    f(q8 ? q8_kernel : f16_kernel, Layout(dim, q8, wide).bytes);
+void with_kernel(int32_t dim, bool q8, Kind kind, F&& f) {
+  const auto with = [&]<int kDim, Kind kKind>() {
+    q8 ? f(attend<kDim, true, kKind>, Layout(dim, true, kKind).bytes)
+       : f(attend<kDim, false, kKind>, Layout(dim, false, kKind).bytes);
   };
-  if (dim == 128) return wide ? with_type(attend<128, false, true>, attend<128, true, true>)
-                              : with_type(attend<128, false, false>, attend<128, true, false>);
-  if (dim == 64) return wide ? with_type(attend<64, false, true>, attend<64, true, true>)
-                             : with_type(attend<64, false, false>, attend<64, true, false>);
-  with_type(attend<0, false, false>, attend<0, true, false>);
+  const auto with_dim = [&]<int kDim>() {
+    if constexpr (has_wide(kDim)) {
+      if (kind == Kind::kWide) return with.template operator()<kDim, Kind::kWide>();
+    }
+    kind == Kind::kFused ? with.template operator()<kDim, Kind::kFused>()
+                         : with.template operator()<kDim, Kind::kNarrow>();
+  };
+  if (dim == 128) return with_dim.template operator()<128>();
+  if (dim == 64) return with_dim.template operator()<64>();
+  with_dim.template operator()<0>();
 }
 
 constexpr int32_t kMostDim = 256;
+
+Kind kind_of(const Attention& attention) {
+  return attention.fused ? Kind::kFused
+                         : attention.wide && has_wide(attention.layout.head_dim) ? Kind::kWide : Kind::kNarrow;
+}
 
 }  // namespace
 
 void prepare_attention() {
   for (const int32_t dim : {64, 128, kMostDim}) {
     for (const bool q8 : {false, true}) {
-      for (const bool wide : {false, has_wide(dim)})
-        with_kernel(dim, q8, wide, [](auto kernel, uint32_t bytes) { allow_shared(kernel, bytes); });
+      for (const Kind kind : {Kind::kNarrow, Kind::kFused, Kind::kWide}) {
+        if (kind != Kind::kWide || has_wide(dim))
+          with_kernel(dim, q8, kind, [](auto kernel, uint32_t bytes) { allow_shared(kernel, bytes); });
+      }
     }
   }
+}
+
+int32_t attention_blocks(const Attention& attention, int32_t processors) {
+  constexpr uint32_t kShared = 228 << 10, kReserved = 1 << 10;  // of a processor; for each of its blocks
+  const Kind kind = kind_of(attention);
+  const Layout layout(attention.layout.head_dim, attention.pages.type == KvType::kQ8, kind);
+  const auto fit = static_cast<int32_t>(kShared / (layout.bytes + kReserved));
+  return processors * std::min(fit, kind == Kind::kWide ? 2 : 4);
 }
 
 void launch_attention(const StepView& step, const Attention& attention, int32_t blocks, cudaStream_t stream) {
@@ -433,8 +705,7 @@ void launch_attention(const StepView& step, const Attention& attention, int32_t 
     throw Error(ErrorCode::kUnsupported,
                 "CUDA: head_dim must be a multiple of 16 up to 256, got " + std::to_string(dim));
   }
-  const bool q8 = attention.pages.type == KvType::kQ8, wide = attention.wide && has_wide(dim);
-  with_kernel(dim, q8, wide, [&](auto kernel, uint32_t bytes) {
+  with_kernel(dim, attention.pages.type == KvType::kQ8, kind_of(attention), [&](auto kernel, uint32_t bytes) {
     launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, true}, stream, step, attention);
   });
 }

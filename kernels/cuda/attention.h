@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda/heads.h"
 #include "cuda/kv_cache.h"
 #include "cuda/quantize.h"
 #include "cuda/step_view.h"
@@ -28,7 +29,7 @@
 namespace niwaki::cuda {
 
 constexpr int kStepTokens = 64;
-constexpr int kChunkTokens = 128;  // that are brought into shared memory at once: the shortest span
+constexpr int kChunkTokens = 2 * kStepTokens;  // that shared memory holds: the shortest span
 constexpr int kMostSpans = 32;
 
 /// Of a row: a power of two.
@@ -40,7 +41,7 @@ constexpr int span_tokens(int position) {
 
 /// Units that share the pages of a KV head: consecutive ones of a sequence, heads of the group fastest. All spans of their
 /// context, or one span that another block adds to the others.
-struct AttentionItem {
+struct alignas(16) AttentionItem {
   int32_t first_row, first_head;  // of the first unit; the head within the group
   int32_t units;
   int32_t position;  // of first_row
@@ -51,6 +52,7 @@ struct AttentionItem {
   int32_t split;    // spans of the units, each an item of its own; 0: the item has them all
   int32_t record;   // if split: where the records of the units begin, [split][units]
   int32_t counter;  // if split: of the items that are done
+  int32_t stored;   // tokens whose keys and values are in the pages before the step begins
 };
 
 /// What the lists of items, and the device memory beside them, are made for.
@@ -58,10 +60,15 @@ struct AttentionShape {
   QkvLayout layout;
   int32_t records;     // that there is scratch for
   int32_t processors;  // of the GPU
-  /// Items of up to 128 units, not 16, for prompts (if head_dim is 64 or 128). Of the launch, too: it changes no bit, but the
+  int32_t block_size;  // of the KV cache
+  /// Items of up to 64 units, not 16, for prompts (if head_dim is 64 or 128). Of the launch, too: it changes no bit, but the
   /// kernel for both leaves no registers for its neighbors in the stream.
   bool wide;
 };
+
+/// Whether attention can norm, turn and store the heads of a step itself (Attention::fused): all rows of a sequence are in one
+/// narrow item for each KV head and span, and no sequence reads a block that another one writes.
+bool can_fuse_heads(const Step& step, const AttentionShape& shape);
 
 /// Units times spans that one step may split: enough for 32 rows of 32 heads with kMostSpans (17 MB at a head_dim of 128), less
 /// if `rows` rows of `context` tokens need less. Items that find no records left are not split; so many keep the GPU busy as they
@@ -92,7 +99,8 @@ inline AttentionScratch attention_scratch(void* memory, int32_t records, int32_t
 }
 
 struct Attention {
-  const float* qkv;  // [rows][qkv_stride]: q normed and turned; keys and values are read from the pages
+  /// [rows][qkv_stride]: q normed and turned; keys and values are read from the pages. With `fused` what launch_norm_store takes.
+  const float* qkv;
   int64_t qkv_stride;
   QkvLayout layout;
   KvPages pages;
@@ -106,11 +114,18 @@ struct Attention {
   bool quantize;
   Quantized quantized;
   int32_t quantize_op;
+  /// Does the work of launch_norm_store, too, with the same results but those in `qkv`; for steps that can_fuse_heads, not wide.
+  bool fused;
+  HeadNorm norm;
+  int32_t store_op;  // HeadStore::op
 };
 
+/// Blocks that a GPU of so many processors runs at once.
+int32_t attention_blocks(const Attention& attention, int32_t processors);
+
 /// Pointers are of whole 16 bytes, strides (floats) multiples of 4, head_dim is a multiple of 16 up to 256. `blocks`: of the grid,
-/// as many as the GPU has processors. Counts, items and block tables are read before the kernel's predecessor in the stream has
-/// ended: what writes them must not be a kernel before it that lets its successor start early.
+/// about attention_blocks. Counts, items, block tables and what pages hold of earlier steps are read before the kernel's
+/// predecessor in the stream has ended: what writes them must not be a kernel before it that lets its successor start early.
 void launch_attention(const StepView& step, const Attention& attention, int32_t blocks, cudaStream_t stream);
 
 /// Asks for the shared memory that launch_attention takes; once per GPU, not while a graph is captured.

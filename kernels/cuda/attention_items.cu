@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "cuda/attention.h"
 #include "cuda/attention_tiles.h"
@@ -10,15 +11,44 @@ constexpr int32_t ceil_div(int32_t a, int32_t b) {
   return (a + b - 1) / b;
 }
 
-/// About how long an item takes, in chunks of one with few units.
+/// About how long an item takes, in steps of one with few units.
 int64_t cost(const AttentionItem& item) {
-  return int64_t{ceil_div(item.end - item.begin, kChunkTokens)} * (1 + item.units / 64);
+  return int64_t{ceil_div(item.end - item.begin, kStepTokens)} * (item.units > kNarrowUnits ? 4 : 1);
+}
+
+/// Whether no sequence of the step reads a block that another one writes.
+bool sequences_apart(const Step& step, int32_t block_size) {
+  if (step.sequences.size() == 1) return true;
+  std::vector<std::pair<int32_t, size_t>> written;  // blocks and who writes them
+  const auto blocks = [&](const StepSequence& s) { return ceil_div(s.context_length, block_size); };
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const StepSequence& s = step.sequences[i];
+    for (int32_t b = (s.context_length - s.row_count) / block_size; b < blocks(s); ++b)
+      written.emplace_back(s.block_table[static_cast<size_t>(b)], i);
+  }
+  std::sort(written.begin(), written.end());
+  constexpr size_t kBits = 1 << 14;  // of the blocks, modulo: most that are read are not written
+  std::vector<bool> maybe(kBits);
+  for (const auto& [block, writer] : written) maybe[static_cast<size_t>(block) % kBits] = true;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const StepSequence& s = step.sequences[i];
+    for (int32_t b = 0; b < blocks(s); ++b) {
+      const int32_t block = s.block_table[static_cast<size_t>(b)];
+      if (!maybe[static_cast<size_t>(block) % kBits]) continue;
+      auto found = std::lower_bound(written.begin(), written.end(), std::pair{block, size_t{0}});
+      for (; found != written.end() && found->first == block; ++found) {
+        if (found->second != i) return false;
+      }
+    }
+  }
+  return true;
 }
 
 /// The tiles of a step, of one KV head: items that are not split.
 std::vector<AttentionItem> list_tiles(const Step& step, const AttentionShape& shape) {
   const QkvLayout& layout = shape.layout;
   const int32_t group = layout.heads / layout.kv_heads, most = most_units(layout.head_dim, shape.wide);
+  const bool apart = sequences_apart(step, shape.block_size);
   std::vector<AttentionItem> tiles;
   int32_t first_row = 0, table = 0;
   for (const StepSequence& sequence : step.sequences) {
@@ -30,6 +60,7 @@ std::vector<AttentionItem> list_tiles(const Step& step, const AttentionShape& sh
       tile.first_head = unit % group;
       tile.position = first_position + row;
       tile.table = table;
+      tile.stored = apart ? first_position : 0;
       tile.span_tokens = span_tokens(tile.position);
       // Rows whose spans are of another length begin another tile.
       const int64_t next_length = int64_t{kMostSpans} * tile.span_tokens;
@@ -46,6 +77,16 @@ std::vector<AttentionItem> list_tiles(const Step& step, const AttentionShape& sh
 }
 
 }  // namespace
+
+bool can_fuse_heads(const Step& step, const AttentionShape& shape) {
+  const int32_t group = shape.layout.heads / shape.layout.kv_heads;
+  return std::all_of(step.sequences.begin(), step.sequences.end(),
+                     [&](const StepSequence& s) {
+                       return s.row_count <= kFreshTokens && s.row_count * group <= kNarrowUnits &&
+                              span_tokens(s.context_length - s.row_count) == span_tokens(s.context_length - 1);
+                     }) &&
+         sequences_apart(step, shape.block_size);
+}
 
 int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context) {
   constexpr int64_t kMost = 32 * 32 * kMostSpans;
@@ -95,6 +136,13 @@ void list_attention(const Step& step, const AttentionShape& shape, std::vector<A
     }
   }
   std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  // The blocks of a processor begin `processors` items apart: every other row of items goes backwards, so that each has about
+  // as much to do.
+  const auto row = static_cast<size_t>(shape.processors);
+  for (size_t begin = row; begin < items.size(); begin += 2 * row) {
+    std::reverse(items.begin() + static_cast<std::ptrdiff_t>(begin),
+                 items.begin() + static_cast<std::ptrdiff_t>(std::min(begin + row, items.size())));
+  }
 }
 
 }  // namespace niwaki::cuda

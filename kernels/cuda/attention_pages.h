@@ -7,50 +7,53 @@
 namespace niwaki::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int kPiece = 16;  // tokens that lie in one piece, and that a matrix instruction sums
 constexpr int kPieces = kStepTokens / kPiece, kSteps = kChunkTokens / kStepTokens;  // of a step, of a chunk
-static_assert(kChunkTokens == kWarps * kPiece && kWideUnits == 16 * kWarps && kNarrowUnits == 16);
+static_assert(kSteps == 2 && kPieces == kWarps && kWideUnits == 16 * kWarps && kNarrowUnits == 16);
 
-/// The shared memory of a block, in bytes from its start. Keys and values of a chunk are staged by bulk copies, as pages have
-/// them; those of q8 pages are then widened.
+/// What a kernel does: items of few units; those with their heads normed and stored on the way; items of many units, too.
+enum class Kind { kNarrow, kFused, kWide };
+
+/// The shared memory of a block, in bytes from its start. Keys and values of the two steps of a chunk are staged by bulk copies,
+/// as pages have them; those of q8 pages are then widened.
 ///
-///    stage 0                 stage 1    q8: widened     queries   sums     weights    maxima, ...
-///   +------+--------+-------+-   -+---+------+--------+---------+--------+----------+-------
-///   | keys | values | scales|         | keys | values | units   | 16 x   | 16 x 128 |
-///   +------+--------+-------+-   -+---+------+--------+---------+--------+----------+-------
+///    step 0                  step 1     q8: widened     queries    weights    maxima, ...
+///   +------+--------+-------+-   -+---+------+--------+----------+----------+-------
+///   | keys | values | scales|         | keys | values | of units | 16 x 128 |
+///   +------+--------+-------+-   -+---+------+--------+----------+----------+-------
+///                                                     | sums, in the end    |
 struct Layout {
-  int stages;
-  uint32_t stage, tile;  // bytes: of a stage; of keys or values in a stage
-  uint32_t widened, queries, sums, weights, maxima, totals, positions, barriers, last, bytes;
+  uint32_t tile, stage;  // bytes: of keys or values of a step; of a step
+  uint32_t widened, queries, weights, maxima, totals, fresh, items, barriers, last, bytes;
 
-  __host__ __device__ constexpr Layout(int dim, bool q8, bool wide) : stages(dim > 128 ? 1 : 2) {
-    const uint32_t row = 2 * dim, halves = kChunkTokens * row;
+  __host__ __device__ constexpr Layout(int dim, bool q8, Kind kind) {
+    const uint32_t row = 2 * dim, halves = kStepTokens * row;
     tile = q8 ? halves / 2 : halves;
-    stage = 2 * tile + (q8 ? 2 * kChunkTokens * 4 : 0);
-    widened = stages * stage;
-    queries = widened + (q8 ? 2 * halves : 0);
-    sums = queries + (wide ? kWideUnits : kNarrowUnits) * row;
-    weights = sums + kNarrowUnits * dim * 4;
-    maxima = weights + kNarrowUnits * kChunkTokens * 2;
-    totals = maxima + kWarps * kNarrowUnits * 4;
-    positions = totals + kNarrowUnits * 8;
-    barriers = positions + kWideUnits * 4;
-    last = barriers + 2 * 2 * 8;
+    stage = 2 * tile + (q8 ? 2 * kStepTokens * 4 : 0);
+    widened = kSteps * stage;
+    queries = widened + (q8 ? 2 * kSteps * halves : 0);
+    weights = queries + (kind == Kind::kWide ? kWideUnits : kNarrowUnits) * row;
+    const uint32_t after_weights = weights + kNarrowUnits * kChunkTokens * 2, after_sums = queries + kNarrowUnits * dim * 4;
+    maxima = after_weights > after_sums ? after_weights : after_sums;
+    totals = maxima + kSteps * kWarps * kNarrowUnits * 4;
+    fresh = totals + kNarrowUnits * 8;
+    items = fresh + (kind == Kind::kFused ? 2 * kFreshTokens * row : 0);
+    barriers = items + 2 * sizeof(AttentionItem);
+    last = barriers + 2 * kSteps * 8;
     bytes = last + 16;
   }
 };
 
-/// kDim: the head_dim, or 0 for any other. kWide: items may have more than kNarrowUnits.
-template <int kDim, bool kQ8, bool kWide>
+/// kDim: the head_dim, or 0 for any other.
+template <int kDim, bool kQ8, Kind kKind>
 struct StagedPages {
   const StepView& step;
   const Attention& a;
   unsigned char* const shared;
   const int dim, lane, warp;
   const Layout at;
-  int next_item, next_begin;  // what is brought next; -1: from where the item begins
-  uint32_t uses = 0;          // stages that were brought and taken
+  uint32_t phases = 0;  // bit i: the parity that step i of a chunk waits for
 
   __device__ StagedPages(const StepView& step, const Attention& a, unsigned char* shared)
       : step(step),
@@ -59,20 +62,17 @@ struct StagedPages {
         dim(kDim != 0 ? kDim : a.layout.head_dim),
         lane(threadIdx.x % 32),
         warp(threadIdx.x / 32),
-        at(kDim != 0 ? kDim : a.layout.head_dim, kQ8, kWide),
-        next_item(blockIdx.x),
-        next_begin(-1) {}
+        at(kDim != 0 ? kDim : a.layout.head_dim, kQ8, kKind) {}
 
   // Where things are.
 
   __device__ int group() const { return a.layout.heads / a.layout.kv_heads; }
-  __device__ int stage() const { return at.stages == 2 ? uses % 2 : 0; }
-  __device__ uint64_t* barrier(int stage, int which) const {
-    return reinterpret_cast<uint64_t*>(shared + at.barriers) + 2 * stage + which;
+  __device__ uint64_t* barrier(int i, int which) const {
+    return reinterpret_cast<uint64_t*>(shared + at.barriers) + 2 * i + which;
   }
-  /// Keys (0) or values (1) of the current chunk, as float16.
-  __device__ unsigned char* halves(int which) const {
-    return kQ8 ? shared + at.widened + which * 2 * at.tile : shared + stage() * at.stage + which * at.tile;
+  /// Keys (0) or values (1) of step i of the chunk, as float16.
+  __device__ unsigned char* halves(int i, int which) const {
+    return kQ8 ? shared + at.widened + (2 * i + which) * 2 * at.tile : shared + i * at.stage + which * at.tile;
   }
   __device__ unsigned char* place(unsigned char* rows, int row, int chunk) const {
     return rows + row * (2 * dim) + place_chunk(row, chunk, dim) * 16;
@@ -86,101 +86,70 @@ struct StagedPages {
   /// Then __syncthreads().
   __device__ void init() const {
     if (threadIdx.x != 0) return;
-    for (int i = 0; i < 2 * at.stages; ++i) init_barrier(barrier(0, i), 1);
+    for (int i = 0; i < 2 * kSteps; ++i) init_barrier(barrier(0, i), 1);
     fence_barriers();
   }
-  /// Where the chunk lies that is brought next: for a lane of the first warp, sixteen tokens of its keys.
-  struct Pages {
-    const unsigned char* keys;  // the page
-    int slot, pieces;           // no pieces: nothing is left
-  };
-  __device__ Pages find_next() {
-    Pages found{nullptr, 0, 0};
-    if (next_item >= step.counts->attention_items) return found;
-    const AttentionItem& item = step.items[next_item];
-    const int begin = next_begin < 0 ? item.begin : next_begin, tokens = min(kChunkTokens, item.end - begin);
-    found.pieces = (tokens + kPiece - 1) / kPiece;
-    if (lane < found.pieces) {
-      const int token = begin + lane * kPiece;
-      found.keys = a.pages.keys(step.tables[item.table + token / a.pages.block_size], item.kv_head);
-      found.slot = token % a.pages.block_size;
-    }
-    next_begin = begin + kChunkTokens;
-    if (next_begin >= item.end) {
-      next_item += gridDim.x;
-      next_begin = -1;
-    }
-    return found;
+  /// For a lane of the first warp: the block that has the lane's piece of the chunk at token `begin`, if the item has it.
+  __device__ int find(const AttentionItem& item, int begin) const {
+    const int token = begin + lane * kPiece;
+    return warp == 0 && lane < kSteps * kPieces && token < item.end ? step.tables[item.table + token / a.pages.block_size]
+                                                                   : 0;
   }
-  /// By the first warp: asks for keys and values.
-  __device__ void bring(const Pages& pages, int to) {
-    if (pages.pieces == 0) return;
+  enum class Part { kAll, kStored, kRest };
+  /// By the first warp: asks for keys (0) or values (1) of step i of that chunk, if the item has it; in two parts, of which
+  /// kStored comes first, or in one.
+  __device__ void bring(const AttentionItem& item, int begin, int block, int i, int which, Part part = Part::kAll) const {
     const uint32_t row = kQ8 ? dim : 2 * dim, bytes = kPiece * row, scales = kQ8 ? kPiece * 4 : 0;
-    if (lane == 0) {
-      arrive_expecting(barrier(to, 0), pages.pieces * (bytes + scales));
-      arrive_expecting(barrier(to, 1), pages.pieces * (bytes + scales));
-    }
+    const int step_begin = begin + i * kStepTokens;
+    if (warp != 0 || step_begin >= item.end) return;
+    const int count = min(kPieces, (item.end - step_begin + kPiece - 1) / kPiece), piece = lane - i * kPieces;
+    if (lane == 0 && part != Part::kRest) arrive_expecting(barrier(i, which), count * (bytes + scales));
     __syncwarp();
-    if (lane >= pages.pieces) return;
-    const unsigned char* page = pages.keys;
-    unsigned char *staged = shared + to * at.stage, *staged_scales = staged + 2 * at.tile;
-#pragma unroll
-    for (int which = 0; which < 2; ++which, page += a.pages.page_bytes) {
-      copy_bulk(staged + which * at.tile + lane * bytes, page + pages.slot * row, bytes, barrier(to, which));
-      if (kQ8) {
-        copy_bulk(staged_scales + (which * kChunkTokens + lane * kPiece) * 4,
-                  page + a.pages.block_size * row + pages.slot * 4, scales, barrier(to, which));
-      }
+    if (piece < 0 || piece >= count) return;
+    const int token = step_begin + piece * kPiece, slot = token % a.pages.block_size;
+    const bool stored = kKind == Kind::kFused || token + kPiece <= item.stored;
+    if (part != Part::kAll && stored != (part == Part::kStored)) return;
+    const unsigned char* page = which == 0 ? a.pages.keys(block, item.kv_head) : a.pages.values(block, item.kv_head);
+    unsigned char* staged = shared + i * at.stage;
+    copy_bulk(staged + which * at.tile + piece * bytes, page + slot * row, bytes, barrier(i, which));
+    if (kQ8) {
+      copy_bulk(staged + 2 * at.tile + (which * kStepTokens + piece * kPiece) * 4,
+                page + a.pages.block_size * row + slot * 4, scales, barrier(i, which));
     }
   }
-
-  __device__ void wait_for(int which) const {
-    wait(barrier(stage(), which), (at.stages == 2 ? uses / 2 : uses) % 2);
+  __device__ void bring_all(const AttentionItem& item, int begin, int block, Part part = Part::kAll) const {
+#pragma unroll 1
+    for (int i = 0; i < 2 * kSteps; ++i) bring(item, begin, block, i / 2, i % 2, part);
   }
 
-  /// Zeros for the values that no token has, whatever the memory holds: times a weight of 0 they are 0.
-  __device__ void clear_values(int tokens) {
-    const int chunks = dim / 8;
-    for (int i = threadIdx.x; i < (kChunkTokens - tokens) * chunks; i += kThreads)
-      *reinterpret_cast<uint4*>(place(halves(1), tokens + i / chunks, i % chunks)) = {0, 0, 0, 0};
+  __device__ void wait_for(int i, int which) const { wait(barrier(i, which), phases >> i & 1); }
+  /// When keys and values of step i have come.
+  __device__ void next_phase(int i) { phases ^= 1u << i; }
+
+  /// Zeros for the values of the last piece that no token has, whatever the memory holds: times a weight of 0 they are 0.
+  __device__ void clear_values(int i, int tokens) const {
+    const int chunks = dim / 8, rows = (tokens + kPiece - 1) / kPiece * kPiece - tokens;
+    for (int j = threadIdx.x; j < rows * chunks; j += kThreads)
+      *reinterpret_cast<uint4*>(place(halves(i, 1), tokens + j / chunks, j % chunks)) = {0, 0, 0, 0};
     fence_async();  // the next bulk copy to this place comes after
   }
 
-  __device__ void widen(int tokens) {
+  __device__ void widen(int i, int tokens) const {
     const int chunks = dim / 16;
-    for (int i = threadIdx.x; i < 2 * tokens * chunks; i += kThreads) {
-      const int which = i >= tokens * chunks, j = which ? i - tokens * chunks : i, token = j / chunks, chunk = j % chunks;
-      const unsigned char* from = shared + stage() * at.stage;
+    const unsigned char* from = shared + i * at.stage;
+    for (int j = threadIdx.x; j < 2 * tokens * chunks; j += kThreads) {
+      const int which = j >= tokens * chunks, n = which ? j - tokens * chunks : j, token = n / chunks, chunk = n % chunks;
       const uint4 integers = *reinterpret_cast<const uint4*>(from + which * at.tile + token * dim + chunk * 16);
-      const float scale = reinterpret_cast<const float*>(from + 2 * at.tile)[which * kChunkTokens + token];
+      const float scale = reinterpret_cast<const float*>(from + 2 * at.tile)[which * kStepTokens + token];
       const auto pair = [&](uint32_t word, int first) {
         return pack_halves(static_cast<float>(static_cast<signed char>(word >> 8 * first)) * scale,
                            static_cast<float>(static_cast<signed char>(word >> 8 * (first + 1))) * scale);
       };
       const uint4 low = {pair(integers.x, 0), pair(integers.x, 2), pair(integers.y, 0), pair(integers.y, 2)};
       const uint4 high = {pair(integers.z, 0), pair(integers.z, 2), pair(integers.w, 0), pair(integers.w, 2)};
-      *reinterpret_cast<uint4*>(place(halves(which), token, 2 * chunk)) = low;
-      *reinterpret_cast<uint4*>(place(halves(which), token, 2 * chunk + 1)) = high;
+      *reinterpret_cast<uint4*>(place(halves(i, which), token, 2 * chunk)) = low;
+      *reinterpret_cast<uint4*>(place(halves(i, which), token, 2 * chunk + 1)) = high;
     }
-  }
-
-  /// Waits for the keys of a chunk (q8: for the values, too, and widens both).
-  __device__ void take_keys(int tokens) {
-    wait_for(0);
-    if constexpr (kQ8) {
-      wait_for(1);
-      widen(tokens);
-      if (tokens < kChunkTokens) clear_values(tokens);
-      __syncthreads();
-    }
-  }
-  /// Waits for its values.
-  __device__ void take_values(int tokens) {
-    if constexpr (kQ8) return;
-    wait_for(1);
-    if (tokens == kChunkTokens) return;
-    clear_values(tokens);
-    __syncthreads();
   }
 };
 

@@ -9,7 +9,10 @@ namespace niwaki::cuda {
 /// Units that all warps of a block share: they split the tokens of the scores and the dimensions of the sums.
 constexpr int32_t kNarrowUnits = 16;
 /// Units with a tile of sixteen for each warp.
-constexpr int32_t kWideUnits = 128;
+constexpr int32_t kWideUnits = 64;
+
+/// Rows of a sequence that a fused item may have.
+constexpr int32_t kFreshTokens = 4;
 
 /// Whether a warp's registers hold the sums of sixteen units, for which the kernel is made for the head_dim.
 __host__ __device__ constexpr bool has_wide(int32_t head_dim) {

@@ -1,6 +1,6 @@
 #include "cuda/heads.h"
 
-#include "cuda/warp.h"
+#include "cuda/head_lanes.h"
 #include "niwaki/error.h"
 
 namespace niwaki::cuda {
@@ -21,112 +21,12 @@ __global__ void fill_rope_table(StepView step, RopeTable table) {
   out[half + i] = static_cast<float>(sine * table.factor);
 }
 
-/// A head in a warp: lane l has pairs of dimensions from 2 l + 64 j on, and those half of head_dim further, zeros from there on.
-struct Head {
-  static constexpr int kParts = 2;
-  float2 low[kParts], high[kParts];
+using Head = HeadLanes<2>;
 
-  template <class F>  // (dimension, pair of numbers)
-  __device__ void each(int half, F&& f) {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-      const int i = static_cast<int>(threadIdx.x % 32) * 2 + 64 * j;
-      if (i >= half) continue;
-      f(i, low[j]);
-      f(half + i, high[j]);
-    }
-  }
-
-  __device__ void load(const float* from, int half) {
-    for (int j = 0; j < kParts; ++j) low[j] = high[j] = {0, 0};
-    each(half, [&](int i, float2& x) { x = *reinterpret_cast<const float2*>(from + i); });
-  }
-  __device__ void store(float* to, int half) {
-    each(half, [&](int i, float2& x) { *reinterpret_cast<float2*>(to + i) = x; });
-  }
-
-  /// False, in all lanes, if the sum of the squares is not finite.
-  __device__ bool norm(const Head& weight, float eps, int half) {
-    float squares = 0;
-    each(half, [&](int, float2& x) { squares = fmaf(x.y, x.y, fmaf(x.x, x.x, squares)); });
-    squares = warp_sum(squares);
-    const float inverse = 1.0f / sqrtf(squares / static_cast<float>(2 * half) + eps);
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-      low[j] = {low[j].x * inverse * weight.low[j].x, low[j].y * inverse * weight.low[j].y};
-      high[j] = {high[j].x * inverse * weight.high[j].x, high[j].y * inverse * weight.high[j].y};
-    }
-    return squares - squares == 0;
-  }
-
-  /// `angles`: cosines in the low half, sines in the high one.
-  __device__ void turn(const Head& angles) {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-      const float2 x = low[j], y = high[j], cosine = angles.low[j], sine = angles.high[j];
-      low[j] = {fmaf(x.x, cosine.x, -(y.x * sine.x)), fmaf(x.y, cosine.y, -(y.y * sine.y))};
-      high[j] = {fmaf(y.x, cosine.x, x.x * sine.x), fmaf(y.y, cosine.y, x.y * sine.y)};
-    }
-  }
-};
-
-/// As float16; false, in all lanes, if a number is not finite as such.
-__device__ bool store_halves(Head& head, int half, int slot, unsigned char* page) {
-  bool fits = true;
-  unsigned char* row = page + static_cast<size_t>(slot) * (4 * half);
-  head.each(half, [&](int i, float2& x) {
-    fits = fits && fits_half(x.x) && fits_half(x.y);
-    *reinterpret_cast<uint32_t*>(row + place_chunk(slot, i / 8, 2 * half) * 16 + i % 8 * 2) = pack_halves(x.x, x.y);
-  });
-  return __all_sync(kAllLanes, fits);
-}
-
-/// As integers; the scale is chosen as in cpu/kv_store_impl.h. False, in all lanes, if a number is not finite, or not as float16
-/// once it is widened.
-__device__ bool store_integers(Head& head, int half, int slot, int block_size, unsigned char* page) {
-  constexpr int kScales = 8;
-  constexpr float kShift = 0x1.8p23f;
-  bool finite = true;
-  float top = 0;
-  head.each(half, [&](int, float2& x) {
-    finite = finite && x.x - x.x == 0 && x.y - x.y == 0;
-    top = fmaxf(top, fmaxf(fabsf(x.x), fabsf(x.y)));
-  });
-  if (!__all_sync(kAllLanes, finite)) return false;
-  top = warp_max(top);
-  float inverse = 0, best = 0, least = INFINITY;
-  for (int i = 0; i < kScales && top >= 0x1p-119f; ++i) {
-    const float levels = 127.4f - 0.4f * static_cast<float>(i), size = top / levels, steps = levels / top;
-    const float unit = 1 / top;  // errors are in units of the largest, so that no square leaves the range of a float
-    float error = 0;
-    head.each(half, [&](int, float2& x) {
-      const auto off = [&](float v) { return fmaf(-(fmaf(v, steps, kShift) - kShift), size, v) * unit; };
-      const float first = off(x.x), second = off(x.y);
-      error = fmaf(second, second, fmaf(first, first, error));
-    });
-    const float total = warp_sum(error);
-    if (total < least) {
-      least = total;
-      best = size;
-      inverse = steps;
-    }
-  }
-  unsigned char* row = page + static_cast<size_t>(slot) * (2 * half);
-  head.each(half, [&](int i, float2& x) {
-    const auto integer = [&](float v) { return static_cast<signed char>(fmaf(v, inverse, kShift) - kShift); };
-    *reinterpret_cast<char2*>(row + i) = {integer(x.x), integer(x.y)};
-  });
-  if (threadIdx.x % 32 == 0)
-    reinterpret_cast<float*>(page + static_cast<size_t>(block_size) * (2 * half))[slot] = best;
-  return fits_half((fmaf(top, inverse, kShift) - kShift) * best);
-}
-
-__device__ bool store_head(Head& head, const StepView& step, const KvPages& pages, int row, int kv_head, bool keys) {
-  const int position = step.positions[row], half = pages.head_dim / 2, slot = position % pages.block_size;
+__device__ bool store_head(Head& head, const StepView& step, const KvPages& pages, int row, int kv_head, bool key) {
+  const int position = step.positions[row];
   const int block = step.tables[step.table_begins[step.sequences[row]] + position / pages.block_size];
-  unsigned char* page = keys ? pages.keys(block, kv_head) : pages.values(block, kv_head);
-  return pages.type == KvType::kQ8 ? store_integers(head, half, slot, pages.block_size, page)
-                                   : store_halves(head, half, slot, page);
+  return head.store_page(pages, block, position, kv_head, key);
 }
 
 /// A warp does a head of a row: of q (if normed), k or v (if stored).
@@ -161,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) prepare_heads(StepView step, HeadRow
 }
 
 void require_head_dim(int32_t head_dim) {
-  if (head_dim <= 0 || head_dim > 128 * Head::kParts || head_dim % 16 != 0) {
+  if (head_dim <= 0 || head_dim > 256 || head_dim % 16 != 0) {
     throw Error(ErrorCode::kUnsupported,
                 "CUDA: head_dim must be a multiple of 16 up to 256, got " + std::to_string(head_dim));
   }

@@ -130,7 +130,7 @@ void CudaPlan::bind() {
         throw Error(ErrorCode::kUnsupported,
                     ops[i].label + ": attention of heads in two ways is not supported on this device");
       }
-      attention_ = AttentionShape{op->layout, records, gpu_.multiprocessors, false};
+      attention_ = AttentionShape{op->layout, records, gpu_.multiprocessors, pages.block_size, false};
     }
   }
 }
@@ -340,12 +340,18 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   niwaki::cuda::swiglu(y, static_cast<int32_t>(matrix.rows() / 2), out, op.accumulate, rows, gpu_.stream);
 }
 
-void CudaPlan::encode(const QkNormRopeOp& op, size_t index, const Bucket& bucket) {
-  const FloatRows qkv = buffer(op.qkv), rope = buffer(op.rope);
+HeadNorm CudaPlan::head_norm(const QkNormRopeOp& op, size_t index) const {
+  const FloatRows rope = buffer(op.rope);
   const auto* norms = ops_[index].memory.at<const float>();
-  const HeadNorm norm{norms, norms + op.layout.head_dim, rope.data, rope.stride, op.eps, static_cast<int32_t>(index)};
+  return {norms, norms + op.layout.head_dim, rope.data, rope.stride, op.eps, static_cast<int32_t>(index)};
+}
+
+void CudaPlan::encode(const QkNormRopeOp& op, size_t index, const Bucket& bucket) {
+  const FloatRows qkv = buffer(op.qkv);
+  const HeadNorm norm = head_norm(op, index);
   const HeadRows heads{qkv.data, qkv.stride, op.layout};
   if (!ops_[index].stores_next) return launch_norm(view_, heads, norm, bucket.rows, gpu_.stream);
+  if (bucket.fused) return;
   const auto& store = std::get<KvStoreOp>(spec().ops[index + 1].op);
   launch_norm_store(view_, heads, norm, {pages_of(store.kv).pages(store.layer), static_cast<int32_t>(index + 1)},
                     bucket.rows, gpu_.stream);
@@ -361,14 +367,28 @@ void CudaPlan::encode(const KvStoreOp& op, size_t index, const Bucket& bucket) {
 void CudaPlan::encode(const PagedAttentionOp& op, size_t index, const Bucket& bucket) {
   const BoundOp& bound = ops_[index];
   const FloatRows qkv = buffer(op.qkv), out = buffer(op.out);
-  Attention work{qkv.data, qkv.stride, op.layout, pages_of(op.kv).pages(op.layer), attention_scratch_, nullptr,
-                 out.stride, bucket.wide, static_cast<int32_t>(index), bound.prepares, {}, static_cast<int32_t>(index + 1)};
+  Attention work{};
+  work.qkv = qkv.data;
+  work.qkv_stride = qkv.stride;
+  work.layout = op.layout;
+  work.pages = pages_of(op.kv).pages(op.layer);
+  work.scratch = attention_scratch_;
+  work.out_stride = out.stride;
+  work.wide = bucket.wide;
+  work.op = static_cast<int32_t>(index);
+  work.quantize = bound.prepares;
+  work.quantize_op = static_cast<int32_t>(index + 1);
+  if (bucket.fused && index > 1 && ops_[index - 2].stores_next) {
+    work.fused = true;
+    work.norm = head_norm(std::get<QkNormRopeOp>(spec().ops[index - 2].op), index - 2);
+    work.store_op = static_cast<int32_t>(index - 1);
+  }
   if (bound.writes_floats || (bound.prepares && adapts(index + 1))) work.out = out.data;
   if (bound.prepares) {
     const auto& next = std::get<LinearOp>(spec().ops[index + 1].op);
     work.quantized = quantized_for(cuda_matrix(*next.matrix), bucket.rows)[0];
   }
-  launch_attention(view_, work, gpu_.multiprocessors, gpu_.stream);
+  launch_attention(view_, work, attention_blocks(work, gpu_.multiprocessors), gpu_.stream);
 }
 
 void CudaPlan::encode(const SelectOutputsOp& op, size_t, const Bucket& bucket) {
@@ -389,8 +409,9 @@ CudaPlan::Bucket CudaPlan::bucket_of(const Step& step) const {
   constexpr int32_t kNarrowRows = 4;
   const bool wide = std::any_of(step.sequences.begin(), step.sequences.end(),
                                 [](const StepSequence& s) { return s.row_count > kNarrowRows; });
+  const bool fused = attention_ && !wide && can_fuse_heads(step, *attention_);
   return {bucket_rows(static_cast<int32_t>(step.tokens.size())),
-          step.outputs.empty() ? 0 : bucket_rows(static_cast<int32_t>(step.outputs.size())), wide};
+          step.outputs.empty() ? 0 : bucket_rows(static_cast<int32_t>(step.outputs.size())), wide, fused};
 }
 
 size_t CudaPlan::most_item_bytes() const {

@@ -47,13 +47,14 @@ class CudaPlan final : public QueuedPlan {
     double rope_factor = 1;
     bool prepares = false;       // quantizes its rows for the linear operation after it
     bool writes_floats = true;   // something else reads its output
-    bool stores_next = false;    // a norm of heads that the store after it is done with
+    bool stores_next = false;    // a norm of heads that the store after it is done with, or both by attention
     bool through_scratch = false;  // SwiGLU, or an addition, of a matrix whose epilogues cannot do it
   };
   /// The rows that kernels are launched for.
   struct Bucket {
     int32_t rows, outputs;
-    bool wide;  // AttentionShape::wide
+    bool wide;   // AttentionShape::wide
+    bool fused;  // attention does the operations on heads before it, too, where they follow one another
     friend auto operator<=>(const Bucket&, const Bucket&) = default;
   };
   /// Where things of a step lie, in staging memory and on the GPU alike.
@@ -76,6 +77,8 @@ class CudaPlan final : public QueuedPlan {
   const MatrixRun* only_run(size_t index) const;
   bool norms_on_the_way(size_t index, const Bucket& bucket) const;
   bool quantizes_swiglu_for_next(size_t index, const Bucket& bucket) const;
+
+  HeadNorm head_norm(const QkNormRopeOp& op, size_t index) const;
 
   void encode(const Bucket& bucket, const CudaAdapterSlots* slots);
   void encode(const EmbedOp& op, size_t index, const Bucket& bucket);

@@ -34,6 +34,14 @@ __device__ inline float exp2_approx(float x) {
   return v;
 }
 
+/// Adds to a counter that blocks meet at: what was written before by this thread, or before a __syncthreads() by others of its
+/// block, is seen by those that find it counted, and what they do after a __syncthreads().
+__device__ inline uint32_t add_meeting(uint32_t* counter, uint32_t x) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(x) : "memory");
+  return before;
+}
+
 /// __syncthreads() for `count` threads, whole warps of the block, at barrier 1 .. 15.
 __device__ inline void sync_threads(int barrier, int count) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(count) : "memory");

@@ -124,6 +124,7 @@ struct Running {
   int blocks = 3;
   int records = 1 << 14;
   bool wide = true;
+  enum { kStored, kNormed, kFused } heads = kStored;  // what is done with heads before; kFused: in attention, if it can
 };
 
 /// Sequences with their queries, keys and values, in scattered blocks that hold NaN until they are written.
@@ -179,6 +180,10 @@ class Bench {
     prepare_attention();
     const std::vector<uint8_t> zeros(attention_scratch_bytes(running.records, shape.head_dim));
     const Array<uint8_t> scratch(zeros);
+    Random random(5);
+    const Array<float> q_norm(random.normals(static_cast<size_t>(shape.head_dim))),
+        k_norm(random.normals(static_cast<size_t>(shape.head_dim)));
+    fused_steps = 0;
 
     for (const auto& parts : schedule) {
       Step step;
@@ -195,7 +200,8 @@ class Bench {
       }
       qkv.resize(qkv.size() + static_cast<size_t>(kBeyond * width), NAN);
       std::vector<AttentionItem> items;
-      const AttentionShape attention_shape{shape.layout(), running.records, running.processors, running.wide};
+      const AttentionShape attention_shape{shape.layout(), running.records, running.processors, shape.block_size,
+                                           running.wide};
       list_attention(step, attention_shape, items);
       CHECK(static_cast<int64_t>(items.size()) <=
             most_attention_items(attention_shape, static_cast<int32_t>(step.tokens.size())));
@@ -203,10 +209,26 @@ class Bench {
       const Array<float> rows(qkv);
       const int64_t out_stride = wide + 4;
       const Array<float> out(std::vector<float>(static_cast<size_t>(out_stride * (device.rows + kBeyond)), -7));
-      launch_store(device.view(), {rows.get(), width, shape.layout()}, {kv->pages(layer), kOp + 1},
-                   device.rows + kBeyond, nullptr);
-      if (!attends) continue;
+      const int rope_stride = shape.head_dim + 2;
+      std::vector<float> angles;
+      for (const int position : device.positions.read()) {
+        for (int i = 0; i < rope_stride; ++i)
+          angles.push_back(std::cos(static_cast<float>(position % 1000) * 0.3f + static_cast<float>(i)));
+      }
+      const Array<float> rope(angles);
+      const HeadRows heads{rows.get(), width, shape.layout()};
+      const HeadStore store{kv->pages(layer), kOp + 1};
       Attention a{};
+      a.norm = {q_norm.get(), k_norm.get(), rope.get(), rope_stride, 1e-6f, kOp};
+      a.store_op = store.op;
+      a.fused = running.heads == Running::kFused && attends && can_fuse_heads(step, attention_shape);
+      fused_steps += a.fused;
+      if (running.heads == Running::kStored) {
+        launch_store(device.view(), heads, store, device.rows + kBeyond, nullptr);
+      } else if (!a.fused) {
+        launch_norm_store(device.view(), heads, a.norm, store, device.rows + kBeyond, nullptr);
+      }
+      if (!attends) continue;
       a.qkv = rows.get();
       a.qkv_stride = width;
       a.layout = shape.layout();
@@ -345,6 +367,10 @@ class Bench {
 
   const Shape shape;
   std::vector<Sequence> sequences;
+  mutable int fused_steps = 0;  // of the last run
+
+  /// What pages hold after the last run.
+  const std::vector<float>& pages() const { return stored_; }
 
  private:
   /// What pages hold, as float16 widened: [block][kv head][keys, values][slot][head_dim].
@@ -430,6 +456,96 @@ TEST(the_same_bits_token_by_token) {
     CHECK(same(first, bench.run(bench.alone(1), {1, 1})));
   }
 }
+
+TEST(fused_heads_change_no_bit) {
+  for (const Shape& shape : kShapes) {
+    const Bench bench(shape, {150, 131, 40}, 18);
+    for (const int rows : {1, 3}) {
+      Running running{1000, 4, 1 << 14, false, Running::kNormed};
+      const Schedule schedule = bench.chunks(rows);
+      const auto separate = bench.run(schedule, running);
+      const auto pages = bench.pages();
+      CHECK(bench.fused_steps == 0);
+      running.heads = Running::kFused;
+      for (const Running& fused : {running, Running{1, 2, 1 << 14, false, Running::kFused}}) {
+        CHECK(same(separate, bench.run(schedule, fused)));
+        CHECK(std::memcmp(bench.pages().data(), pages.data(), pages.size() * sizeof(float)) == 0);
+        CHECK(bench.fused_steps == (shape.group() * rows > 16 ? 0 : static_cast<int>(schedule.size())));
+      }
+    }
+  }
+}
+
+TEST(fused_heads_where_spans_grow) {
+  const Bench bench({2, 1, 16, 16, KvType::kF16}, {4110}, 19);
+  const Schedule prompt{{{0, 4090}}};
+  const auto schedule = [&](int rows) {
+    Schedule s = prompt;
+    for (int at = 4090; at < 4110; at += rows) s.push_back({{0, rows}});
+    return s;
+  };
+  const auto run = [&](int rows, decltype(Running::heads) heads) {
+    const auto outs = bench.run(schedule(rows), {1000, 4, 1 << 14, false, heads}, 4090);
+    return std::vector<float>(outs[0].begin() + 4090 * 2 * 16, outs[0].end());
+  };
+  const auto separate = run(1, Running::kNormed);
+  CHECK(separate == run(1, Running::kFused));
+  CHECK(bench.fused_steps == 20);
+  CHECK(separate == run(4, Running::kFused));
+  CHECK(bench.fused_steps == 4);  // one step has rows with spans of both lengths
+}
+
+TEST(sequences_that_read_what_others_write_are_not_fused) {
+  const QkvLayout layout{4, 2, 64};
+  const auto stored = [&](const Step& step) {
+    const AttentionShape shape{layout, 1024, 1, 16, false};
+    std::vector<AttentionItem> items;
+    list_attention(step, shape, items);
+    CHECK(items.size() == step.sequences.size() * 2);
+    std::vector<int32_t> found(step.sequences.size());
+    for (const AttentionItem& item : items) found[static_cast<size_t>(item.first_row)] = item.stored;
+    return std::pair{can_fuse_heads(step, shape), found};
+  };
+  const auto expected = [](bool fused, std::vector<int32_t> tokens) { return std::pair{fused, tokens}; };
+  Step step;
+  step.tokens.resize(2);
+  step.sequences = {{1, 20, {7, 3}}, {1, 40, {7, 2, 5}}};  // a common prefix that nobody writes
+  CHECK(stored(step) == expected(true, {19, 39}));
+  step.sequences[1].block_table[1] = 3;  // written by the other
+  CHECK(stored(step) == expected(false, {0, 0}));
+  step.sequences[1].block_table = {7, 2, 5, 3};  // beyond its context
+  CHECK(stored(step) == expected(true, {19, 39}));
+  step.sequences = {{1, 20, {7, 3}}, {1, 24, {7, 3}}};  // both write it
+  CHECK(stored(step) == expected(false, {0, 0}));
+  step.sequences.pop_back();
+  step.sequences[0].row_count = 5;
+  step.tokens.resize(5);
+  CHECK(!can_fuse_heads(step, {layout, 1024, 1, 16, false}));
+}
+
+#ifdef NIWAKI_CUDA_EMULATED
+TEST(the_same_bits_in_every_order_of_threads) {
+  for (const Shape& shape : {kShapes[0], kShapes[2], kShapes[4]}) {
+    const Bench bench(shape, {140}, 20);
+    const Schedule schedule{{{0, 137}}, {{0, 1}}, {{0, 2}}};
+    std::vector<std::vector<float>> first;
+    for (const auto async : {emulated::Async::kLate, emulated::Async::kEarly}) {
+      emulated::set_async(async);
+      for (const auto order : {emulated::Order::kForward, emulated::Order::kReverse, emulated::Order::kShuffled}) {
+        emulated::set_order(order, 7);
+        for (const Running& running : {Running{1000, 4, 1 << 14, false, Running::kFused},
+                                       Running{1, 1, 1 << 14, true, Running::kNormed}}) {
+          const auto outs = bench.run(schedule, running);
+          if (first.empty()) first = outs;
+          CHECK(same(first, outs));
+        }
+      }
+    }
+    emulated::set_async(emulated::Async::kLate);
+    emulated::set_order(emulated::Order::kForward);
+  }
+}
+#endif
 
 TEST(long_contexts_have_longer_spans) {
   for (const Shape& shape : {Shape{4, 1, 64, 32, KvType::kF16}, Shape{2, 1, 16, 16, KvType::kQ8}}) {
@@ -682,7 +798,7 @@ TEST(queries_beyond_float16_are_named) {
     step.tokens.resize(40);
     step.sequences = {{40, 40, bench.sequences[0].table}};
     std::vector<AttentionItem> items;
-    list_attention(step, {shape.layout(), 1024, 4, true}, items);
+    list_attention(step, {shape.layout(), 1024, 4, 16, true}, items);
     const DeviceStep device(step, items);
     std::vector<float> qkv = bench.sequences[0].qkv;
     qkv[static_cast<size_t>(31 * shape.width() + 3 * 64 + 9)] = value;

@@ -65,6 +65,10 @@ inline float exp2_approx(float x) {
   return std::exp2(x);
 }
 
+inline uint32_t add_meeting(uint32_t* counter, uint32_t x) {
+  return __atomic_fetch_add(counter, x, __ATOMIC_ACQ_REL);
+}
+
 inline void wait_for_predecessor() {}
 inline void start_successor() {}
 
