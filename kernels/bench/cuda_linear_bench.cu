@@ -98,9 +98,8 @@ int main() {
     for (const int rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
       if (rows > 64 && c.rows > 100000) continue;
       const QuantizedLayout layout = quantized_layout(1, rows);
-      const QuantizedBytes size(layout, rows, c.columns), next_size(QuantizedLayout::kBits1, rows, c.rows / 2 + 128);
+      const QuantizedBytes size(layout, rows, c.columns);
       const DeviceMemory quantized(size.data + size.scales + size.sums, "rows"),
-          next(next_size.data + next_size.scales + next_size.sums, "next"),
           x(static_cast<size_t>(rows) * static_cast<size_t>(c.columns) * 4, "x"),
           y(static_cast<size_t>(rows) * static_cast<size_t>(c.rows) * 4, "y");
       launch(fill, {dim3(256), dim3(256)}, stream, x.at<uint32_t>(), x.size() / 4, 5u, 0x807fffffu, 0x3f000000u);
@@ -125,20 +124,9 @@ int main() {
       if (rows <= kPlaneRows) {
         const auto multiply = [&](int i) {
           product.run = &runs[static_cast<size_t>(i % copies)];
-          multiply_sign(step, product, multiprocessors, stream);
+          multiply_sign(product, multiprocessors, stream);
         };
         report("planes", seconds_of(stream, launches, multiply));
-        if (c.epilogue == Epilogue::kSwiglu) {
-          product.next = {QuantizedLayout::kBits1, rows, next.at<uint8_t>(), next.at<float>(next_size.data),
-                          next.at<int32_t>(next_size.data + next_size.scales)};
-          product.out.data = nullptr;
-          report("planes, quantize", seconds_of(stream, launches, multiply));
-        }
-        if (c.epilogue != Epilogue::kAdd && takes_norm(runs[0], rows)) {
-          product.normed = floats;
-          product.norm = {{norm.at<const float>(), 1e-6f}, 0, 0, false};
-          report("norm, planes", seconds_of(stream, launches, multiply));
-        }
         continue;
       }
       for (int tile = 0; tile < kTileShapes; ++tile) {

@@ -60,8 +60,8 @@ SignWork work_of(const SignProduct& product) {
           product.rows};
 }
 
-void multiply_sign(const StepView& step, const SignProduct& product, int multiprocessors, cudaStream_t stream) {
-  if (product.rows <= kPlaneRows) return multiply_planes(step, product, multiprocessors, stream);
+void multiply_sign(const SignProduct& product, int multiprocessors, cudaStream_t stream) {
+  if (product.rows <= kPlaneRows) return multiply_planes(product, multiprocessors, stream);
   multiply_tiles(product, tile_of(product.run->rows, product.rows, multiprocessors), stream);
 }
 

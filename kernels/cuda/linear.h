@@ -26,19 +26,6 @@ inline QuantizedLayout quantized_layout(int bits, int rows) {
   return rows > kPlaneRows ? QuantizedLayout::kHalves : bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2;
 }
 
-/// What an RMS norm multiplies by: [width] in device memory, or null.
-struct NormWeights {
-  const float* weights;
-  float eps;
-};
-
-/// A norm, and what is named where its row, or the normed one, is not finite.
-struct RowNorm {
-  NormWeights norm;
-  int32_t norm_op, op;
-  bool outputs;  // rows of the outputs, else of the step
-};
-
 /// y = W x for a run of a sign type; per slice, ascending: y = fma(float(exact sum), weight scale * activation scale, y), as on the
 /// CPU.
 struct SignProduct {
@@ -47,18 +34,8 @@ struct SignProduct {
   Quantized in;
   FloatRows out;
   Epilogue epilogue;
-  /// One row that is normed and quantized on the way (takes_norm); `in` is not read then.
-  FloatRows normed{};
-  RowNorm norm{};
-  /// What SwiGLU gives (quantizes_swiglu) is also stored as integers for the next operation, if its data is not null.
-  Quantized next{};
-  int32_t next_op = 0;
 };
-/// Whether a product can norm its row, and whether it can quantize what SwiGLU gives.
-bool takes_norm(const MatrixRun& run, int rows);
-bool quantizes_swiglu(const MatrixRun& run, int rows);
-
-void multiply_sign(const StepView& step, const SignProduct& product, int multiprocessors, cudaStream_t stream);
+void multiply_sign(const SignProduct& product, int multiprocessors, cudaStream_t stream);
 
 /// The same for a run of a float type and rows of floats; kStore and kAdd only. A row's sum is over lanes of a warp, columns
 /// ascending, then a tree.

@@ -6,25 +6,17 @@
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
-#include "cuda/prepare.h"
 
 namespace niwaki::cuda {
 namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kNormGroups = 3;           // that a warp norms at most
-constexpr int kQuantizedTiles = 16;      // whose SwiGLU makes a group of the next operation
-constexpr int kAhead = 2;                // pairs of units on the way to a warp
-constexpr size_t kBatchBytes = 32 << 10;  // that the sums of a batch may take, if it is not a single pair
+constexpr int kAhead = 3;                // pairs of units on the way to a warp
+constexpr size_t kBatchBytes = 64 << 10;  // that the sums of a batch may take, if it is not a single pair
 
 /// Of a launch.
 struct PlanesWork : SignWork {
-  StepView step;
-  FloatRows normed;
-  RowNorm norm;
-  Quantized next;
-  int32_t next_op;
   int32_t tiles;  // of the run, padded to an even number
   int32_t batch;  // tiles
   bool several;   // batches, and room for the sums of two
@@ -42,9 +34,9 @@ constexpr int kFours = (Rows + 3) / 4;
 template <int Bits, int Rows>
 struct PlanesShared {
   size_t tile_sums;  // ints
-  size_t batch_sums, batch_scales, sums, scales, activations, squares, planes, swiglu, total;
+  size_t batch_sums, batch_scales, sums, scales, activations, total;
 
-  __host__ __device__ PlanesShared(int units, int batch, bool several, bool normed) {
+  __host__ __device__ PlanesShared(int units, int batch, bool several) {
     const auto slices = static_cast<size_t>(2 * units), groups = Bits == 1 ? slices : (slices + 1) / 2;
     tile_sums = slices * 64 * kFours<Rows>;
     batch_sums = tile_sums * sizeof(int32_t) * static_cast<size_t>(batch);
@@ -58,9 +50,6 @@ struct PlanesShared {
     sums = take((several ? 2 : 1) * batch_sums);
     scales = take((several ? 2 : 1) * batch_scales);
     activations = take(groups * Rows * 12);  // scales, then sums as Quantized has them
-    squares = take(normed ? groups * sizeof(float) : 0);
-    planes = take(normed ? (Bits == 1 ? kBits1Words * groups : 2 * kBits2Words * groups) * 4 : 0);
-    swiglu = take(static_cast<size_t>(Rows) * kGroup * sizeof(float));
     total = end;
   }
 };
@@ -74,10 +63,9 @@ struct Planes {
   static constexpr int kProducts = Rows == 1 ? 2 : (kPlanes + 1) / 2;
   uint32_t words[kFours<Rows>][kProducts];
 
-  /// `data`: of the slice, [row][kWords], as the last kernel wrote it or in shared memory.
-  template <bool Shared>
+  /// `data`: of the slice, [row][kWords].
   __device__ void load(const uint32_t* data, int rows, int lane) {
-    const auto word = [data](int at) { return Shared ? data[at] : __ldcg(data + at); };
+    const auto word = [data](int at) { return __ldcg(data + at); };
     if constexpr (Rows == 1) {
       words[0][0] = word(lane);
       words[0][1] = lane < 4 * (kPlanes - 8) ? word(32 + lane) : 0;
@@ -163,8 +151,8 @@ struct UnitCursor {
   __device__ void find() { at = weights.words + weights.unit_index(tile, unit) * 32 + lane; }
 };
 
-template <int Bits, int Rows, Epilogue E, bool Normed>
-__global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_kernel(PlanesWork work) {
+template <int Bits, int Rows, Epilogue E>
+__global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   using P = Planes<Bits, Rows>;
   const SignWeights& w = work.weights;
@@ -173,19 +161,13 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
 
   // A stretch of pairs of tiles for each block.
   const auto stretch = [&](int block) {
-    if constexpr (E == Epilogue::kSwiglu) {
-      if (work.next.data != nullptr) return min(block * kQuantizedTiles, work.tiles);
-    }
     return 2 * static_cast<int>(static_cast<int64_t>(work.tiles / 2) * block / static_cast<int>(gridDim.x));
   };
   const int begin = stretch(static_cast<int>(blockIdx.x)), end = stretch(static_cast<int>(blockIdx.x) + 1);
   const bool several = work.several;
-  const PlanesShared<Bits, Rows> layout(w.units, work.batch, several, Normed);
+  const PlanesShared<Bits, Rows> layout(w.units, work.batch, several);
   auto* activation_scales = reinterpret_cast<float*>(shared + layout.activations);
   auto* activation_sums = reinterpret_cast<int32_t*>(activation_scales + groups * Rows);
-  auto* squares = reinterpret_cast<float*>(shared + layout.squares);
-  auto* planes_shared = reinterpret_cast<uint32_t*>(shared + layout.planes);
-  auto* swiglu_values = reinterpret_cast<float*>(shared + layout.swiglu);
   start_successor();
 
   UnitCursor ahead(w, begin, end, work.batch, warp, lane);
@@ -217,38 +199,24 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
       const int slice = 2 * unit + s;
       if (slice >= work.slices) {  // its weights are nothing's
         next_planes[s].clear();
-      } else if constexpr (Normed) {
-        next_planes[s].template load<true>(planes_shared + slice * P::kWords, 1, lane);
       } else {
-        next_planes[s].template load<false>(
+        next_planes[s].load(
             reinterpret_cast<const uint32_t*>(work.in.data) +
                 static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * P::kWords,
             work.rows, lane);
       }
     }
   };
-  float factor = 1;
-  if constexpr (Normed) {
-    BlockPreparation<kNormGroups> preparation(work.norm, work.groups * kGroup);
-    wait_for_predecessor();
-    const Quantized out{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1,
-                        reinterpret_cast<uint8_t*>(planes_shared), activation_scales, activation_sums};
-    preparation.run(work.step, work.normed.data, 0, blockIdx.x == 0, squares, out);
-    __syncthreads();
-    load_planes(warp);
-    factor = preparation.factor(work.step, 0, blockIdx.x == 0, squares);
-  } else {
-    wait_for_predecessor();
-    load_planes(warp);
-    for (int i = thread; i < work.groups * Rows; i += kThreads) {
-      const int group = i / Rows, row = i % Rows;
-      const auto rows = static_cast<size_t>(work.in.rows), at = static_cast<size_t>(group) * rows;
-      if (row >= work.rows) continue;
-      activation_scales[i] = __ldcg(work.in.scales + at + static_cast<size_t>(row));
-      for (int half = 0; half < 2; ++half) {
-        activation_sums[(2 * group + half) * Rows + row] =
-            __ldcg(work.in.sums + 2 * at + static_cast<size_t>(half) * rows + static_cast<size_t>(row));
-      }
+  wait_for_predecessor();
+  load_planes(warp);
+  for (int i = thread; i < work.groups * Rows; i += kThreads) {
+    const int group = i / Rows, row = i % Rows;
+    const auto rows = static_cast<size_t>(work.in.rows), at = static_cast<size_t>(group) * rows;
+    if (row >= work.rows) continue;
+    activation_scales[i] = __ldcg(work.in.scales + at + static_cast<size_t>(row));
+    for (int half = 0; half < 2; ++half) {
+      activation_sums[(2 * group + half) * Rows + row] =
+          __ldcg(work.in.sums + 2 * at + static_cast<size_t>(half) * rows + static_cast<size_t>(row));
     }
   }
 
@@ -288,9 +256,9 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
       };
       for (int tile = 0; tile < tiles; tile += 2) {
         // The ring's registers must be known when this is compiled.
-        static_assert(kAhead == 2);
-        turn == 0 ? take(ring[0]) : take(ring[1]);
-        turn ^= 1;
+        static_assert(kAhead == 3);
+        turn == 0 ? take(ring[0]) : turn == 1 ? take(ring[1]) : take(ring[2]);
+        turn = turn == 2 ? 0 : turn + 1;
       }
     }
     wait_copies<0>();
@@ -316,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
         int4* at = reinterpret_cast<int4*>(sums + static_cast<size_t>(tile) * layout.tile_sums) + slice * 16 + row;
         const int4 parts = *at;
         const int count = parts.x + 4 * parts.y + 16 * parts.z + 64 * parts.w;
-        const float scale = __fmul_rn(activation_scales[Bits == 1 ? slice : slice / 2], factor);
+        const float scale = activation_scales[Bits == 1 ? slice : slice / 2];
         *reinterpret_cast<float2*>(at) =
             make_float2(static_cast<float>((Bits == 1 ? 2 * count : count) - sum_of(slice, 0)),
                         __fmul_rn(scale_of(tile, slice, row), scale));
@@ -351,10 +319,7 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
         const float up = __shfl_xor_sync(0xffffu << (lane & 16), y, 8);
         if (row >= 8) continue;
-        const float value = silu(y) * up;
-        if (column >= 0 && work.out.data != nullptr) *to = value;
-        if (work.next.data != nullptr)
-          swiglu_values[step_row * kGroup + 8 * (first + tile - begin) + row] = column >= 0 ? value : 0;
+        if (column >= 0) *to = silu(y) * up;
       } else if (column >= 0) {
         *to = E == Epilogue::kAdd ? before + y : y;
       }
@@ -364,78 +329,45 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
       fetch_scales(first + work.batch, 0);
     }
   }
-  if constexpr (E == Epilogue::kSwiglu) {
-    if (work.next.data == nullptr) return;
-    __syncthreads();
-    for (int row = warp; row < work.rows; row += kWarps) {
-      float x[4];
-#pragma unroll
-      for (int t = 0; t < 4; ++t) x[t] = swiglu_values[row * kGroup + group_column(lane, t)];
-      if (!quantize_lanes(work.next, row, static_cast<int>(blockIdx.x), x) && lane == 0 &&
-          row < (work.norm.outputs ? work.step.counts->outputs : work.step.counts->rows))
-        report_bad(work.step, work.next_op, row);
-    }
-  }
-}
-
-template <int Bits, int Rows, Epilogue E, bool Normed>
-void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
-  const bool quantizes = E == Epilogue::kSwiglu && work.next.data != nullptr;
-  const int blocks = quantizes ? (work.tiles + kQuantizedTiles - 1) / kQuantizedTiles
-                               : std::min(work.tiles / 2, multiprocessors);
-  const int most = quantizes ? kQuantizedTiles : 2 * ((work.tiles / 2 + blocks - 1) / blocks);
-  const auto shared = [&] { return PlanesShared<Bits, Rows>(work.weights.units, work.batch, work.several, Normed); };
-  work.batch = most;
-  while (work.batch > 2 && shared().batch_sums > kBatchBytes) work.batch -= 2;
-  work.several = work.batch < most && 2 * shared().batch_sums <= 4 * kBatchBytes;
-  static const bool allowed = [] {
-    allow_shared(multiply_planes_kernel<Bits, Rows, E, Normed>, 227 << 10);
-    return true;
-  }();
-  static_cast<void>(allowed);
-  launch(multiply_planes_kernel<Bits, Rows, E, Normed>,
-         {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared().total, true}, stream, work);
 }
 
 template <int Bits, int Rows, Epilogue E>
-void choose_norm(const PlanesWork& work, bool normed, int multiprocessors, cudaStream_t stream) {
-  if constexpr (Rows == 1 && E != Epilogue::kAdd) {
-    if (normed) return launch_planes<Bits, Rows, E, true>(work, multiprocessors, stream);
-  }
-  launch_planes<Bits, Rows, E, false>(work, multiprocessors, stream);
+void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
+  const int blocks = std::min(work.tiles / 2, multiprocessors);
+  const int most = 2 * ((work.tiles / 2 + blocks - 1) / blocks);
+  const auto shared = [&] { return PlanesShared<Bits, Rows>(work.weights.units, work.batch, work.several); };
+  work.batch = most;
+  while (work.batch > 2 && shared().batch_sums > kBatchBytes) work.batch -= 2;
+  work.several = work.batch < most && shared().batch_sums <= kBatchBytes;
+  static const bool allowed = [] {
+    allow_shared(multiply_planes_kernel<Bits, Rows, E>, 227 << 10);
+    return true;
+  }();
+  static_cast<void>(allowed);
+  launch(multiply_planes_kernel<Bits, Rows, E>,
+         {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared().total, true}, stream, work);
 }
 
 template <int Bits, int Rows>
-void choose_epilogue(const PlanesWork& work, bool normed, Epilogue epilogue, int multiprocessors,
-                     cudaStream_t stream) {
+void choose_epilogue(const PlanesWork& work, Epilogue epilogue, int multiprocessors, cudaStream_t stream) {
   switch (epilogue) {
     case Epilogue::kStore:
-      return choose_norm<Bits, Rows, Epilogue::kStore>(work, normed, multiprocessors, stream);
+      return launch_planes<Bits, Rows, Epilogue::kStore>(work, multiprocessors, stream);
     case Epilogue::kAdd:
-      return choose_norm<Bits, Rows, Epilogue::kAdd>(work, normed, multiprocessors, stream);
+      return launch_planes<Bits, Rows, Epilogue::kAdd>(work, multiprocessors, stream);
     case Epilogue::kSwiglu:
-      return choose_norm<Bits, Rows, Epilogue::kSwiglu>(work, normed, multiprocessors, stream);
+      return launch_planes<Bits, Rows, Epilogue::kSwiglu>(work, multiprocessors, stream);
   }
 }
 
 }  // namespace
 
-bool takes_norm(const MatrixRun& run, int rows) {
-  return rows == 1 && run.columns % kGroup == 0 && run.columns / kGroup <= kNormGroups * kWarps;
-}
-
-bool quantizes_swiglu(const MatrixRun& run, int rows) {
-  return rows <= kPlaneRows && run.interleaved;
-}
-
-void multiply_planes(const StepView& step, const SignProduct& product, int multiprocessors, cudaStream_t stream) {
-  const bool normed = product.norm.norm.weights != nullptr;
-  const PlanesWork work{work_of(product),   step, product.normed, product.norm, product.next, product.next_op,
-                        static_cast<int32_t>((product.run->rows + 31) / 32 * 2), 0, false};
+void multiply_planes(const SignProduct& product, int multiprocessors, cudaStream_t stream) {
+  const PlanesWork work{work_of(product), static_cast<int32_t>((product.run->rows + 31) / 32 * 2), 0, false};
   const auto choose_rows = [&]<int Bits>() {
-    if (product.rows == 1) return choose_epilogue<Bits, 1>(work, normed, product.epilogue, multiprocessors, stream);
-    if (product.rows <= 4) return choose_epilogue<Bits, 4>(work, false, product.epilogue, multiprocessors, stream);
-    choose_epilogue<Bits, 8>(work, false, product.epilogue, multiprocessors, stream);
+    if (product.rows == 1) return choose_epilogue<Bits, 1>(work, product.epilogue, multiprocessors, stream);
+    if (product.rows <= 4) return choose_epilogue<Bits, 4>(work, product.epilogue, multiprocessors, stream);
+    choose_epilogue<Bits, 8>(work, product.epilogue, multiprocessors, stream);
   };
   product.run->sign.bits == 1 ? choose_rows.template operator()<1>() : choose_rows.template operator()<2>();
 }

@@ -7,13 +7,13 @@
 namespace niwaki::cuda {
 namespace {
 
-/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups. One more warp fetches rows of the
-/// step.
-template <int N_, int Warpgroups, int Bits>
+/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups, which multiply one or both slices
+/// of a unit at a time. One more warp fetches rows of the step.
+template <int N_, int Warpgroups, int Slices, int Bits>
 struct Shape {
-  static constexpr int N = N_, kWarpgroups = Warpgroups;
+  static constexpr int N = N_, kWarpgroups = Warpgroups, kSlices = Slices;
   // Where the fetching warp would cost the others registers, it is a warpgroup that gives up its own.
-  static constexpr bool kGivesRegisters = Warpgroups == 2 && N == 64;
+  static constexpr bool kGivesRegisters = Warpgroups == 2;
   static constexpr int kThreads = 128 * Warpgroups + (kGivesRegisters ? 128 : 32);
   // A stage of the pipeline has what a unit of weights needs: rows of the step by one or two groups of columns, their scales, and
   // for weights of two bits the sums of the halves.
@@ -21,8 +21,8 @@ struct Shape {
   static constexpr int kData = N * kGroup * 2;  // of a group
   static constexpr int kScales = kGroups * kData, kSums = kScales + kGroups * N * 4;
   static constexpr int kStage = (kSums + (Bits == 1 ? 0 : 2 * N * 4) + 1023) / 1024 * 1024;
-  static constexpr int kStages = Warpgroups == 1 ? 3 : 4;
-  static constexpr size_t kShared = static_cast<size_t>(kStages) * (kStage + 16) + 16;
+  static constexpr int kStages = N == 128 ? 3 : 4;
+  static constexpr size_t kShared = static_cast<size_t>(kStages) * (kStage + 16);
 };
 
 /// Words of two rows of weights as the operand of k-step `i` / 2; i of 0..15 for bits, of 0..7 for pairs of them.
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
   constexpr int N = S::N;
   const SignWeights& w = work.weights;
   auto* full = reinterpret_cast<uint64_t*>(shared + S::kStages * S::kStage);
-  uint64_t *empty = full + S::kStages, *turns = empty + S::kStages;
+  uint64_t* empty = full + S::kStages;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int first_step_row = static_cast<int>(blockIdx.y) * N;
   start_successor();
@@ -47,7 +47,6 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
       init_barrier(full + s, 1);
       init_barrier(empty + s, 4 * S::kWarpgroups);
     }
-    for (int i = 0; i < 2; ++i) init_barrier(turns + i, 4);
     fence_barriers();
   }
   __syncthreads();
@@ -99,7 +98,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
     ahead_words[i] = load_streaming(words + i * 256);
     ahead_scales[i] = __ldg(scales + i * 64);
   }
-  float product[2][N / 2];
+  constexpr int kSlices = S::kSlices;
+  float product[kSlices][N / 2];
   for (int unit = 0, s = 0, turn = 0; unit < w.units; ++unit) {
     const uint4 now = ahead_words[0];
     const uint2 pairs = ahead_scales[0];
@@ -109,56 +109,59 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
       ahead_words[1] = load_streaming(words + (unit + 2) * 256);
       ahead_scales[1] = __ldg(scales + (unit + 2) * 64);
     }
-    uint32_t a[2][kSteps][4];
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      a[0][k][0] = expand<Bits>(now.x, 2 * k);
-      a[0][k][1] = expand<Bits>(now.y, 2 * k);
-      a[0][k][2] = expand<Bits>(now.x, 2 * k + 1);
-      a[0][k][3] = expand<Bits>(now.y, 2 * k + 1);
-      a[1][k][0] = expand<Bits>(now.z, 2 * k);
-      a[1][k][1] = expand<Bits>(now.w, 2 * k);
-      a[1][k][2] = expand<Bits>(now.z, 2 * k + 1);
-      a[1][k][3] = expand<Bits>(now.w, 2 * k + 1);
-    }
     const unsigned char* stage = shared + s * S::kStage;
     const uint64_t data = describe_shared(stage, 128, 2048);
-    wait(full + s, static_cast<uint32_t>(turn) & 1);
-    // Two warpgroups take turns, so that one expands and adds while the other one multiplies.
-    const int warpgroup = warp / 4;
-    if (S::kWarpgroups == 2 && unit + warpgroup > 0) wait(turns + warpgroup, static_cast<uint32_t>(unit - 1 + warpgroup) & 1);
-    fence_wgmma();
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {  // descriptors count sixteen bytes
-      wgmma_f16<N>(product[0], a[0][k], data + k * 16, k > 0);
-      wgmma_f16<N>(product[1], a[1][k], data + (Bits == 1 ? S::kData / 16 : kSteps * 16) + k * 16, k > 0);
-    }
-    commit_wgmma();
     const auto* activation_scales = reinterpret_cast<const float2*>(stage + S::kScales) + (lane & 3);
     const auto* activation_sums = reinterpret_cast<const int2*>(stage + S::kSums) + (lane & 3);
-    wait_wgmma<0>();
-    if (S::kWarpgroups == 2 && lane == 0) arrive(turns + (warpgroup ^ 1));
 #pragma unroll
-    for (int slice = 0; slice < 2; ++slice) {
-      if (slice == 1 && 2 * unit + 1 >= work.slices) continue;  // what stands in its place is anything
-      const uint32_t pair = slice == 0 ? pairs.x : pairs.y;
-      const float scale_low = half_bits_to_float(pair), scale_high = half_bits_to_float(pair >> 16);
+    for (int first = 0; first < 2; first += kSlices) {
+      uint32_t a[kSlices][kSteps][4];
 #pragma unroll
-      for (int j = 0; j < N / 8; ++j) {
-        const float2 scale = activation_scales[4 * j + (Bits == 1 ? slice * N / 2 : 0)];
-        float p[4];
+      for (int i = 0; i < kSlices; ++i) {
+        const uint32_t low = first + i == 0 ? now.x : now.z, high = first + i == 0 ? now.y : now.w;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) p[i] = product[slice][4 * j + i];
-        if constexpr (Bits == 2) {
-          const int2 sums = activation_sums[4 * j + slice * N / 2];
-          const float x = -static_cast<float>(sums.x), y = -static_cast<float>(sums.y);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) p[i] = __fmaf_rn(p[i], 0x1p24f, i % 2 == 0 ? x : y);
+        for (int k = 0; k < kSteps; ++k) {
+          a[i][k][0] = expand<Bits>(low, 2 * k);
+          a[i][k][1] = expand<Bits>(high, 2 * k);
+          a[i][k][2] = expand<Bits>(low, 2 * k + 1);
+          a[i][k][3] = expand<Bits>(high, 2 * k + 1);
         }
-        sum[4 * j] = __fmaf_rn(p[0], __fmul_rn(scale_low, scale.x), sum[4 * j]);
-        sum[4 * j + 1] = __fmaf_rn(p[1], __fmul_rn(scale_low, scale.y), sum[4 * j + 1]);
-        sum[4 * j + 2] = __fmaf_rn(p[2], __fmul_rn(scale_high, scale.x), sum[4 * j + 2]);
-        sum[4 * j + 3] = __fmaf_rn(p[3], __fmul_rn(scale_high, scale.y), sum[4 * j + 3]);
+      }
+      if (first == 0) wait(full + s, static_cast<uint32_t>(turn) & 1);
+      fence_wgmma();
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (int i = 0; i < kSlices; ++i) {  // descriptors count sixteen bytes
+          wgmma_f16<N>(product[i], a[i][k],
+                       data + (first + i) * (Bits == 1 ? S::kData / 16 : kSteps * 16) + k * 16, k > 0);
+        }
+      }
+      commit_wgmma();
+      wait_wgmma<0>();
+#pragma unroll
+      for (int i = 0; i < kSlices; ++i) {
+        const int slice = first + i;
+        if (slice == 1 && 2 * unit + 1 >= work.slices) continue;  // what stands in its place is anything
+        const uint32_t pair = slice == 0 ? pairs.x : pairs.y;
+        const float scale_low = half_bits_to_float(pair), scale_high = half_bits_to_float(pair >> 16);
+#pragma unroll
+        for (int j = 0; j < N / 8; ++j) {
+          const float2 scale = activation_scales[4 * j + (Bits == 1 ? slice * N / 2 : 0)];
+          float p[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) p[e] = product[i][4 * j + e];
+          if constexpr (Bits == 2) {
+            const int2 sums = activation_sums[4 * j + slice * N / 2];
+            const float x = -static_cast<float>(sums.x), y = -static_cast<float>(sums.y);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) p[e] = __fmaf_rn(p[e], 0x1p24f, e % 2 == 0 ? x : y);
+          }
+          sum[4 * j] = __fmaf_rn(p[0], __fmul_rn(scale_low, scale.x), sum[4 * j]);
+          sum[4 * j + 1] = __fmaf_rn(p[1], __fmul_rn(scale_low, scale.y), sum[4 * j + 1]);
+          sum[4 * j + 2] = __fmaf_rn(p[2], __fmul_rn(scale_high, scale.x), sum[4 * j + 2]);
+          sum[4 * j + 3] = __fmaf_rn(p[3], __fmul_rn(scale_high, scale.y), sum[4 * j + 3]);
+        }
       }
     }
     __syncwarp();
@@ -222,7 +225,7 @@ void choose_epilogue(const SignWork& work, Epilogue epilogue, cudaStream_t strea
 /// The shapes of tiles, with about the time that one takes for a unit of weights, in hundredths of a microsecond.
 constexpr struct {
   int rows, warpgroups, time;
-} kTiles[kTileShapes] = {{16, 1, 40}, {16, 2, 97}, {32, 1, 54}, {32, 2, 107}, {64, 1, 97}, {64, 2, 126}};
+} kTiles[kTileShapes] = {{16, 1, 40}, {32, 1, 54}, {64, 1, 97}, {64, 2, 126}, {128, 2, 230}};
 constexpr int64_t kLatency = 95;  // of a tile alone
 
 }  // namespace
@@ -251,20 +254,20 @@ int tile_of(int64_t weight_rows, int rows, int multiprocessors) {
 void multiply_tiles(const SignProduct& product, int tile, cudaStream_t stream) {
   const SignWork work = work_of(product);
   const auto choose = [&]<int Bits>() {
-    const auto run = [&]<int N, int W>() { choose_epilogue<Shape<N, W, Bits>, Bits>(work, product.epilogue, stream); };
+    const auto run = [&]<int N, int W, int S>() {
+      choose_epilogue<Shape<N, W, S, Bits>, Bits>(work, product.epilogue, stream);
+    };
     switch (tile) {
       case 0:
-        return run.template operator()<16, 1>();
+        return run.template operator()<16, 1, 2>();
       case 1:
-        return run.template operator()<16, 2>();
+        return run.template operator()<32, 1, 2>();
       case 2:
-        return run.template operator()<32, 1>();
+        return run.template operator()<64, 1, 2>();
       case 3:
-        return run.template operator()<32, 2>();
-      case 4:
-        return run.template operator()<64, 1>();
+        return run.template operator()<64, 2, 2>();
       default:
-        return run.template operator()<64, 2>();
+        return run.template operator()<128, 2, 1>();
     }
   };
   product.run->sign.bits == 1 ? choose.template operator()<1>() : choose.template operator()<2>();

@@ -232,38 +232,9 @@ void CudaPlan::encode(const RopeTableOp& op, size_t index, const Bucket& bucket)
                     bucket.rows, gpu_.stream);
 }
 
-/// The run of a linear operation's matrix, if it has but one, of a sign type; else null.
-const MatrixRun* CudaPlan::only_run(size_t index) const {
-  const auto* op = op_at<LinearOp>(index);
-  if (op == nullptr) return nullptr;
-  const auto& runs = cuda_matrix(*op->matrix).runs();
-  return runs.size() == 1 && is_sign(runs[0]) ? &runs[0] : nullptr;
-}
-
-/// Whether the linear operation after a norm does its work.
-bool CudaPlan::norms_on_the_way(size_t index, const Bucket& bucket) const {
-  const auto* norm = op_at<RmsNormOp>(index);
-  if (norm == nullptr || !ops_[index].prepares || ops_[index].writes_floats || adapts(index + 1)) return false;
-  const MatrixRun* run = only_run(index + 1);
-  const auto& next = std::get<LinearOp>(spec().ops[index + 1].op);
-  return run != nullptr && !next.accumulate && !ops_[index + 1].through_scratch &&
-         takes_norm(*run, rows_of(bucket, norm->in));
-}
-
-/// Whether a SwiGLU quantizes what it gives for the linear operation after it.
-bool CudaPlan::quantizes_swiglu_for_next(size_t index, const Bucket& bucket) const {
-  const auto* op = op_at<LinearOp>(index);
-  const auto* next = op_at<LinearOp>(index + 1);
-  if (op == nullptr || next == nullptr || next->in != op->out || op->activation != Activation::kSwiglu) return false;
-  const MatrixRun *run = only_run(index), *next_run = only_run(index + 1);
-  return run != nullptr && next_run != nullptr && !ops_[index].through_scratch && !adapts(index) &&
-         run->rows / 2 % kGroup == 0 && quantizes_swiglu(*run, rows_of(bucket, op->in));
-}
-
 void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
   const BoundOp& bound = ops_[index];
   const int32_t rows = rows_of(bucket, op.in);
-  if (norms_on_the_way(index, bucket)) return;
   const auto width = static_cast<int32_t>(op.weight->values().size());
   Preparation work{buffer(op.in), width, {bound.memory.at<const float>(), op.eps}, static_cast<int32_t>(index), {}, 0,
                    {}, {static_cast<int32_t>(index + 1), per_output(op.in)}};
@@ -276,8 +247,7 @@ void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
 }
 
 /// y = W x, run after run.
-void CudaPlan::multiply(const LinearOp& op, size_t index, const Bucket& bucket, const FloatRows& out,
-                        Epilogue epilogue) {
+void CudaPlan::multiply(const LinearOp& op, const Bucket& bucket, const FloatRows& out, Epilogue epilogue) {
   const CudaMatrix& matrix = cuda_matrix(*op.matrix);
   const int32_t rows = rows_of(bucket, op.in);
   const std::vector<Quantized> forms = quantized_for(matrix, rows);
@@ -287,24 +257,10 @@ void CudaPlan::multiply(const LinearOp& op, size_t index, const Bucket& bucket, 
       continue;
     }
     const QuantizedLayout layout = quantized_layout(run.sign.bits, rows);
-    SignProduct product{&run, rows,
-                        *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; }),
-                        out, epilogue};
-    product.norm.outputs = per_output(op.in);
-    if (index > 0 && quantizes_swiglu_for_next(index - 1, bucket)) product.in = quantized(1, layout, rows, run.columns);
-    if (index > 0 && norms_on_the_way(index - 1, bucket)) {
-      const auto& before = std::get<RmsNormOp>(spec().ops[index - 1].op);
-      product.normed = buffer(before.in);
-      product.norm = {{ops_[index - 1].memory.at<const float>(), before.eps}, static_cast<int32_t>(index - 1),
-                      static_cast<int32_t>(index), per_output(op.in)};
-    }
-    if (quantizes_swiglu_for_next(index, bucket)) {
-      const MatrixRun& next = *only_run(index + 1);
-      product.next = quantized(1, quantized_layout(next.sign.bits, rows), rows, next.columns);
-      product.next_op = static_cast<int32_t>(index + 1);
-      if (!read_later(index + 2, op.out) && !adapts(index + 1)) product.out.data = nullptr;
-    }
-    multiply_sign(view_, product, gpu_.multiprocessors, gpu_.stream);
+    const SignProduct product{
+        &run, rows, *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; }), out,
+        epilogue};
+    multiply_sign(product, gpu_.multiprocessors, gpu_.stream);
   }
 }
 
@@ -313,7 +269,7 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const CudaMatrix& matrix = cuda_matrix(*op.matrix);
   const int32_t rows = rows_of(bucket, op.in);
   if (rows == 0) return;
-  if (index == 0 || !(ops_[index - 1].prepares || quantizes_swiglu_for_next(index - 1, bucket))) {
+  if (index == 0 || !ops_[index - 1].prepares) {
     Preparation work{buffer(op.in), static_cast<int32_t>(matrix.columns()), {}, 0, {}, 0, {},
                      {static_cast<int32_t>(index), per_output(op.in)}};
     for (const Quantized& form : quantized_for(matrix, rows)) work.quantized[work.layouts++] = form;
@@ -322,11 +278,11 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const FloatRows out = buffer(op.out);
   const bool swiglu = op.activation == Activation::kSwiglu, adapted = adapts(index);
   if (!adapted && !bound.through_scratch) {
-    return multiply(op, index, bucket, out,
+    return multiply(op, bucket, out,
                     swiglu ? Epilogue::kSwiglu : op.accumulate ? Epilogue::kAdd : Epilogue::kStore);
   }
   const FloatRows y{scratch_.at<float>(), (scratch_width_ + 15) / 16 * 16}, x = buffer(op.in);
-  multiply(op, index, bucket, y, Epilogue::kStore);
+  multiply(op, bucket, y, Epilogue::kStore);
   if (adapted) {
     const auto* step = step_memory_.at<const uint8_t>(layout_.adapters);
     slots_->project(index, rows, step, x.data, x.stride, gpu_.stream);

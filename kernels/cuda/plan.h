@@ -74,9 +74,6 @@ class CudaPlan final : public QueuedPlan {
   Quantized quantized(size_t which, QuantizedLayout layout, int32_t rows, int64_t columns) const;
   std::vector<Quantized> quantized_for(const CudaMatrix& matrix, int32_t rows) const;
   bool adapts(size_t index) const { return slots_ != nullptr && slots_->touches(index); }
-  const MatrixRun* only_run(size_t index) const;
-  bool norms_on_the_way(size_t index, const Bucket& bucket) const;
-  bool quantizes_swiglu_for_next(size_t index, const Bucket& bucket) const;
 
   HeadNorm head_norm(const QkNormRopeOp& op, size_t index) const;
 
@@ -89,7 +86,7 @@ class CudaPlan final : public QueuedPlan {
   void encode(const KvStoreOp& op, size_t index, const Bucket& bucket);
   void encode(const PagedAttentionOp& op, size_t index, const Bucket& bucket);
   void encode(const SelectOutputsOp& op, size_t index, const Bucket& bucket);
-  void multiply(const LinearOp& op, size_t index, const Bucket& bucket, const FloatRows& out, Epilogue epilogue);
+  void multiply(const LinearOp& op, const Bucket& bucket, const FloatRows& out, Epilogue epilogue);
 
   Bucket bucket_of(const Step& step) const;
   size_t most_item_bytes() const;

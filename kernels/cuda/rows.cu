@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
-#include "cuda/prepare.h"
 
 namespace niwaki::cuda {
 namespace {
@@ -66,18 +65,36 @@ __global__ void embed_rows(StepView step, MatrixRun run, int64_t row_size, Float
   }
 }
 
+/// The factor of an RMS norm from the sums of squares of a row's groups, in every warp alike.
+__device__ float norm_factor(const float* squares, int groups, int width, float eps, float& sum) {
+  sum = 0;
+  for (int group = static_cast<int>(threadIdx.x) % 32; group < groups; group += 32) sum += squares[group];
+  sum = warp_sum(sum);
+  return 1.0f / sqrtf(sum / static_cast<float>(width) + eps);
+}
+__device__ float group_squares(const float (&value)[4]) {
+  float sum = 0;
+  for (float v : value) sum = __fmaf_rn(v, v, sum);
+  return warp_sum(sum);
+}
+__device__ bool is_finite(float x) {
+  return fabsf(x) <= 3.402823466e38f;
+}
+
 constexpr int kPrepareThreads = 512;
 
-/// A block has a row and, without a norm, some groups of it; each warp every so-and-so-manieth group.
+/// A block has some groups of a row: grid (rows, parts of a row). With a norm each block goes through all of the row for the sum of its
+/// squares, alike.
 __global__ void __launch_bounds__(kPrepareThreads, 3) prepare_row(StepView step, Preparation work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   auto* squares = reinterpret_cast<float*>(shared);  // of each group
   start_successor();
   wait_for_predecessor();
   const int row = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % 32;
-  const int warps = static_cast<int>(blockDim.x) / 32, stride = warps * static_cast<int>(gridDim.y);
-  const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
   const int groups = (work.width + kGroup - 1) / kGroup;
+  const int part = (groups + static_cast<int>(gridDim.y) - 1) / static_cast<int>(gridDim.y);
+  const int begin = static_cast<int>(blockIdx.y) * part, end = min(groups, begin + part);
   const bool there = row < (work.of.outputs ? step.counts->outputs : step.counts->rows);
   const float* x = work.in.data + row * work.in.stride;
   const auto load = [&](int group, float (&value)[4]) {
@@ -88,7 +105,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 3) prepare_row(StepView step,
   };
   float value[4], factor = 1;
   if (work.norm.weights != nullptr) {
-    for (int group = first; group < groups; group += stride) {
+    for (int group = warp; group < groups; group += warps) {
       load(group, value);
       const float sum = group_squares(value);
       if (lane == 0) squares[group] = sum;
@@ -98,7 +115,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 3) prepare_row(StepView step,
     factor = norm_factor(squares, groups, work.width, work.norm.eps, sum);
     if (threadIdx.x == 0 && there && !is_finite(sum)) report_bad(step, work.norm_op, row);
   }
-  for (int group = first; group < groups; group += stride) {
+  for (int group = begin + warp; group < end; group += warps) {
     load(group, value);
     float weights[4] = {1, 1, 1, 1};
     for (int t = 0; t < 4; ++t) {
@@ -162,8 +179,8 @@ void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, 
 
 void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream) {
   const int groups = (work.width + kGroup - 1) / kGroup;
-  const int warps = std::min(groups, kPrepareThreads / 32);
-  const int parts = work.norm.weights == nullptr ? (groups + warps - 1) / warps : 1;
+  // Few rows: a block for each group, so that they are all quantized at once. Many rows fill the GPU as they are.
+  const int parts = rows <= kPlaneRows ? groups : 1, warps = std::min(groups, rows <= kPlaneRows ? 8 : 16);
   launch(prepare_row,
          {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)), dim3(static_cast<unsigned>(32 * warps)),
           static_cast<size_t>(groups) * sizeof(float), true},

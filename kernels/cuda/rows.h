@@ -12,6 +12,12 @@ struct RowsOf {
   bool outputs;  // rows of the outputs, else of the step
 };
 
+/// What an RMS norm multiplies by: [width] in device memory, or null.
+struct NormWeights {
+  const float* weights;
+  float eps;
+};
+
 /// out[row] = table[token of row], exactly.
 void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, int rows, cudaStream_t stream);
 

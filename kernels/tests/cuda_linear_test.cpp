@@ -66,7 +66,7 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
     cuda::Preparation work{floats, static_cast<int32_t>(columns), {}, 0, {}, 1, {quantized}, {0, false}};
     cuda::prepare_rows(bench.step, work, launched, nullptr);
     const cuda::SignProduct product{&part, launched, quantized, y, epilogue};
-    cuda::multiply_sign(bench.step, product, 4, nullptr);
+    cuda::multiply_sign(product, 4, nullptr);
     cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
   }
   cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
