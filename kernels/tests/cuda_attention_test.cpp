@@ -64,7 +64,7 @@ struct DeviceStep {
         sequences(rows_of(step, [](const StepSequence&, int sequence, int) { return sequence; })),
         table_begins(begins(step)),
         tables(all_tables(step)),
-        items(items),
+        items(with_room(items)),
         first_bad({~0ull}) {}
 
   StepView view() const {
@@ -79,6 +79,10 @@ struct DeviceStep {
     return v;
   }
 
+  static std::vector<AttentionItem> with_room(std::vector<AttentionItem> items) {
+    items.resize(std::max<size_t>(items.size(), 8));  // blocks of a launch
+    return items;
+  }
   template <class F>
   static std::vector<int32_t> rows_of(const Step& step, F&& f) {
     std::vector<int32_t> values;
