@@ -33,6 +33,13 @@ float best_ms(cudaStream_t stream, int repeats, F&& f) {
 
 enum Kind { kU8S8, kF16, kBits128, kBits256, kLogic, kShuffle, kDp4a };
 
+__device__ void mma_bits128(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
 __device__ void mma_bits256(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
@@ -55,7 +62,7 @@ __global__ void rate(long long* cycles, int* sink) {
       if constexpr (K == kF16) mma_f16(f[j], a, b);
       if constexpr (K == kBits128) {
         const uint32_t half[2] = {a[0], a[1]};
-        mma_bits(d[j], half, b[0]);
+        mma_bits128(d[j], half, b[0]);
       }
       if constexpr (K == kBits256) mma_bits256(d[j], a, b);
       if constexpr (K == kLogic) asm volatile("lop3.b32 %0, %0, %1, %2, 0x96;" : "+r"(d[j][0]) : "r"(a[1]), "r"(b[0]));

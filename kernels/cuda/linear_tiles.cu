@@ -21,8 +21,8 @@ struct Shape {
   static constexpr int kData = N * kGroup * 2;  // of a group
   static constexpr int kScales = kGroups * kData, kSums = kScales + kGroups * N * 4;
   static constexpr int kStage = (kSums + (Bits == 1 ? 0 : 2 * N * 4) + 1023) / 1024 * 1024;
-  static constexpr int kStages = 4;
-  static constexpr size_t kShared = static_cast<size_t>(kStages) * (kStage + 16);
+  static constexpr int kStages = Warpgroups == 1 ? 3 : 4;
+  static constexpr size_t kShared = static_cast<size_t>(kStages) * (kStage + 16) + 16;
 };
 
 /// Words of two rows of weights as the operand of k-step `i` / 2; i of 0..15 for bits, of 0..7 for pairs of them.
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
   constexpr int N = S::N;
   const SignWeights& w = work.weights;
   auto* full = reinterpret_cast<uint64_t*>(shared + S::kStages * S::kStage);
-  uint64_t* empty = full + S::kStages;
+  uint64_t *empty = full + S::kStages, *turns = empty + S::kStages;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int first_step_row = static_cast<int>(blockIdx.y) * N;
   start_successor();
@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
       init_barrier(full + s, 1);
       init_barrier(empty + s, 4 * S::kWarpgroups);
     }
+    for (int i = 0; i < 2; ++i) init_barrier(turns + i, 4);
     fence_barriers();
   }
   __syncthreads();
@@ -82,8 +83,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
   constexpr int kSteps = Bits == 1 ? 8 : 4;  // of 16 columns in a slice
   const int tile = static_cast<int>(blockIdx.x) * 4 * S::kWarpgroups + warp;
   const bool has_rows = tile < w.tiles;  // of the padded weights
-  const auto first_unit = static_cast<size_t>(has_rows ? tile : 0) * static_cast<size_t>(w.units);
-  const uint4* words = w.words + first_unit * 32 + lane;
+  const size_t first_unit = w.unit_index(has_rows ? tile : 0, 0);
+  const uint4* words = w.words + first_unit * 32 + lane;  // eight units further: the next one of the tile
   const uint2* scales = w.scales + first_unit * 8 + lane / 4;
   float sum[N / 2];
 #pragma unroll
@@ -95,8 +96,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (i >= w.units) continue;
-    ahead_words[i] = load_streaming(words + i * 32);
-    ahead_scales[i] = __ldg(scales + i * 8);
+    ahead_words[i] = load_streaming(words + i * 256);
+    ahead_scales[i] = __ldg(scales + i * 64);
   }
   float product[2][N / 2];
   for (int unit = 0, s = 0, turn = 0; unit < w.units; ++unit) {
@@ -105,8 +106,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
     ahead_words[0] = ahead_words[1];
     ahead_scales[0] = ahead_scales[1];
     if (unit + 2 < w.units) {
-      ahead_words[1] = load_streaming(words + (unit + 2) * 32);
-      ahead_scales[1] = __ldg(scales + (unit + 2) * 8);
+      ahead_words[1] = load_streaming(words + (unit + 2) * 256);
+      ahead_scales[1] = __ldg(scales + (unit + 2) * 64);
     }
     uint32_t a[2][kSteps][4];
 #pragma unroll
@@ -123,6 +124,9 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
     const unsigned char* stage = shared + s * S::kStage;
     const uint64_t data = describe_shared(stage, 128, 2048);
     wait(full + s, static_cast<uint32_t>(turn) & 1);
+    // Two warpgroups take turns, so that one expands and adds while the other one multiplies.
+    const int warpgroup = warp / 4;
+    if (S::kWarpgroups == 2 && unit + warpgroup > 0) wait(turns + warpgroup, static_cast<uint32_t>(unit - 1 + warpgroup) & 1);
     fence_wgmma();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {  // descriptors count sixteen bytes
@@ -133,6 +137,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
     const auto* activation_scales = reinterpret_cast<const float2*>(stage + S::kScales) + (lane & 3);
     const auto* activation_sums = reinterpret_cast<const int2*>(stage + S::kSums) + (lane & 3);
     wait_wgmma<0>();
+    if (S::kWarpgroups == 2 && lane == 0) arrive(turns + (warpgroup ^ 1));
 #pragma unroll
     for (int slice = 0; slice < 2; ++slice) {
       if (slice == 1 && 2 * unit + 1 >= work.slices) continue;  // what stands in its place is anything
@@ -214,10 +219,11 @@ void choose_epilogue(const SignWork& work, Epilogue epilogue, cudaStream_t strea
   }
 }
 
-/// The shapes of tiles, with about the cycles that one takes for a unit of weights.
+/// The shapes of tiles, with about the time that one takes for a unit of weights, in hundredths of a microsecond.
 constexpr struct {
-  int rows, warpgroups, cycles;
-} kTiles[kTileShapes] = {{16, 1, 700}, {16, 2, 750}, {32, 1, 750}, {32, 2, 850}, {64, 1, 950}, {64, 2, 1300}};
+  int rows, warpgroups, time;
+} kTiles[kTileShapes] = {{16, 1, 40}, {16, 2, 97}, {32, 1, 54}, {32, 2, 107}, {64, 1, 97}, {64, 2, 126}};
+constexpr int64_t kLatency = 95;  // of a tile alone
 
 }  // namespace
 
@@ -233,10 +239,10 @@ int tile_of(int64_t weight_rows, int rows, int multiprocessors) {
     if (!tile_fits(i, rows)) continue;
     const int64_t weights = 64 * tile.warpgroups;
     const int64_t blocks = (weight_rows + weights - 1) / weights * (rows / tile.rows);
-    const int64_t cycles = (blocks + multiprocessors - 1) / multiprocessors * tile.cycles;
-    if (best < 0 || cycles <= least) {
+    const int64_t time = std::max(kLatency, (blocks + multiprocessors - 1) / multiprocessors * tile.time);
+    if (best < 0 || time <= least) {
       best = i;
-      least = cycles;
+      least = time;
     }
   }
   return best;

@@ -103,6 +103,7 @@ void CudaMatrix::pack_sign(std::span<const MatrixSource> sources, int64_t first_
     return {source, row};
   };
 
+  SignWeights sign{bits, static_cast<int32_t>(tiles), static_cast<int32_t>(units), nullptr, nullptr};
   std::vector<uint32_t> words(static_cast<size_t>(tiles * units) * 128);
   std::vector<uint16_t> scales(static_cast<size_t>(tiles * units) * 32);
   std::vector<std::atomic<int64_t>> bad(sources.size());
@@ -116,7 +117,7 @@ void CudaMatrix::pack_sign(std::span<const MatrixSource> sources, int64_t first_
         const int64_t in_tile = row % kTileRows;
         for (int64_t s = 0; s < slices; ++s) {
           const Slice slice = read_slice(type, data, s);
-          const auto unit = static_cast<size_t>(row / kTileRows * units + s / 2);
+          const size_t unit = sign.unit_index(row / kTileRows, s / 2);
           const auto part = static_cast<size_t>(s % 2 * 2 + in_tile / 8);
           for (size_t t = 0; t < 4; ++t)
             words[unit * 128 + (static_cast<size_t>(in_tile % 8) * 4 + t) * 4 + part] = slice.words[t];
@@ -134,10 +135,9 @@ void CudaMatrix::pack_sign(std::span<const MatrixSource> sources, int64_t first_
   check(cudaMemcpy(on_gpu.at<std::byte>(word_bytes), scales.data(), scale_bytes, cudaMemcpyHostToDevice),
         "uploading weights");
   bytes_ += on_gpu.size();
-  runs_.push_back({type, first_row, rows, columns(), interleaved,
-                   {bits, static_cast<int32_t>(tiles), static_cast<int32_t>(units), on_gpu.at<uint4>(),
-                    on_gpu.at<uint2>(word_bytes)},
-                   nullptr});
+  sign.words = on_gpu.at<uint4>();
+  sign.scales = on_gpu.at<uint2>(word_bytes);
+  runs_.push_back({type, first_row, rows, columns(), interleaved, sign, nullptr});
 }
 
 void CudaMatrix::upload_floats(const MatrixSource& source, int64_t first_row, ThreadPool& pool) {

@@ -14,18 +14,24 @@ class ThreadPool;
 namespace niwaki::cuda {
 
 /// Sign weights as matrix instructions take them, in tiles of 16 rows. A slice is 128 columns of Q1_0, or 64 of Q2_0, with one
-/// scale for each row; a unit is two slices.
+/// scale for each row; a unit is two slices of a tile. Units lie as unit_index says:
 ///
-///   words    [tile][unit][lane]: four words: of rows lane / 4 and lane / 4 + 8 in the first slice, then in the second;
+///   words    [unit][lane]: four words: of rows lane / 4 and lane / 4 + 8 in the first slice, then in the second;
 ///            word lane % 4 of these columns: Q1_0 as in Quantized (kBits1), Q2_0 as in the file
-///   scales   [tile][unit][8]: four float16: of rows i and i + 8 in the first slice, then in the second
+///   scales   [unit][8]: four float16: of rows i and i + 8 in the first slice, then in the second
 ///
-/// Rows beyond the last, and a slice beyond the last, are zeros with scales of zero. Q2_0 with groups of 128 has its scales twice.
+/// Tiles are a multiple of eight. Rows beyond the last, and a slice beyond the last, are zeros with scales of zero. Q2_0 with groups
+/// of 128 has its scales twice.
 struct SignWeights {
   int32_t bits;  // of a weight
-  int32_t tiles, units;
+  int32_t tiles, units;  // units of a tile
   const uint4* words;
   const uint2* scales;
+
+  /// Those of eight tiles beside each other, so that whoever takes a unit of several tiles reads a stretch.
+  __host__ __device__ size_t unit_index(int64_t tile, int64_t unit) const {
+    return static_cast<size_t>((tile / 8 * units + unit) * 8 + tile % 8);
+  }
 };
 
 /// A stretch of rows of one kind.

@@ -21,8 +21,9 @@ __device__ inline bool is_finite(float x) {
   return fabsf(x) <= 3.402823466e38f;
 }
 
-/// A row that all warps of a block norm and quantize, of at most kMost groups for each warp. What does not depend on the kernels
-/// before is fetched by the constructor, the rest by run().
+/// A row that all warps of a block norm and quantize (kBits1, kBits2), of at most kMost groups for each warp. What does not depend
+/// on the kernels before is fetched by the constructor, the rest by run(). The scales lack the norm's factor, which needs all of
+/// the row.
 template <int kMost>
 class BlockPreparation {
  public:
@@ -30,16 +31,18 @@ class BlockPreparation {
       : norm_(norm), width_(width), groups_((width + kGroup - 1) / kGroup) {
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
+#pragma unroll
       for (int t = 0; t < 4; ++t) weights_[i][t] = has(i, t) ? __ldg(norm.norm.weights + column(i, t)) : 0;
     }
   }
 
-  /// `squares`: a float of shared memory for each group. The block must synchronize before it reads `out`.
+  /// `squares`: a float of shared memory for each group. The block must synchronize before it reads that, or `out`.
   __device__ void run(const StepView& step, const float* x, int row, bool reports, float* squares,
                       const Quantized& out) {
     float value[kMost][4];
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
+#pragma unroll
       for (int t = 0; t < 4; ++t) value[i][t] = has(i, t) ? __ldcg(x + column(i, t)) : 0;
     }
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -48,17 +51,17 @@ class BlockPreparation {
       if (group(i) >= groups_) break;
       const float sum = group_squares(value[i]);
       if (lane == 0) squares[group(i)] = sum;
-    }
-    __syncthreads();
-    float sum;
-    const float factor = norm_factor(squares, groups_, width_, norm_.norm.eps, sum);
-    if (threadIdx.x == 0 && reports && !is_finite(sum)) report_bad(step, norm_.norm_op, row);
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (group(i) >= groups_) break;
-      for (int t = 0; t < 4; ++t) value[i][t] = value[i][t] * factor * weights_[i][t];
-      if (!quantize_lanes(out, 0, group(i), value[i]) && lane == 0 && reports) report_bad(step, norm_.op, row);
+      for (int t = 0; t < 4; ++t) value[i][t] *= weights_[i][t];
+      if (!quantize_lanes(out, 0, group(i), value[i], 1) && lane == 0 && reports) report_bad(step, norm_.op, row);
     }
+  }
+  /// After the block has synchronized, by all threads: what the scales are to be multiplied by.
+  __device__ float factor(const StepView& step, int row, bool reports, const float* squares) const {
+    float sum;
+    const float result = norm_factor(squares, groups_, width_, norm_.norm.eps, sum);
+    if (threadIdx.x == 0 && reports && !is_finite(sum)) report_bad(step, norm_.norm_op, row);
+    return result;
   }
 
  private:

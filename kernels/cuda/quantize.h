@@ -59,11 +59,12 @@ __device__ inline uint32_t spread(uint32_t x) {
 
 /// Two bits of a weight, b0 + 2 b1, lie beside each other: plane p has bit p of q at b0's place and bit p - 1 at b1's, so that
 /// the counts of plane p times 2^p (2^10: negative) sum to the product. Word t of half s is of columns 64 s + 16 t + (0..15).
-__device__ inline void pack_bits2(const Quantized& out, int row, int group, const int (&q)[4], int lane) {
+__device__ inline void pack_bits2(const Quantized& out, int row, int group, const uint32_t (&q)[4], int lane) {
   auto* words = reinterpret_cast<uint32_t*>(out.data);
   const int half = lane & 1, word = lane >> 1 & 3;
   uint32_t before = 0;
-  for (int p = 0; p < kBits2Planes; ++p) {
+  for (int plane = 0; plane < kBits2Planes; ++plane) {
+    const int p = plane < kBits1Planes ? plane : kBits1Planes - 1;  // the sign, once more
     uint32_t mine = 0;
     for (int t = 0; t < 4; ++t) {
       const uint32_t bits = __ballot_sync(kAllLanes, q[t] >> p & 1) >> 8 * half;
@@ -72,57 +73,61 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
     if (lane < 8) {
       const size_t at = (static_cast<size_t>(2 * group + half) * static_cast<size_t>(out.rows) +
                          static_cast<size_t>(row)) * kBits2Words;
-      words[at + static_cast<size_t>(4 * p + word)] = spread(mine) | spread(before) << 1;
+      words[at + static_cast<size_t>(4 * plane + word)] = spread(mine) | spread(before) << 1;
     }
     before = mine;
   }
 }
 
-/// See QuantizedLayout: lane l has word l, lanes 0..7 the rest, so that a row is stored at once.
-__device__ inline void pack_bits1(const Quantized& out, int row, int group, const int (&q)[4], int lane) {
-  uint32_t first = 0, second = 0;
+/// See QuantizedLayout.
+__device__ inline void pack_bits1(const Quantized& out, int row, int group, const uint32_t (&q)[4], int lane) {
+  auto* words = reinterpret_cast<uint4*>(reinterpret_cast<uint32_t*>(out.data) +
+                                         (static_cast<size_t>(group) * static_cast<size_t>(out.rows) +
+                                          static_cast<size_t>(row)) * kBits1Words);
 #pragma unroll
   for (int p = 0; p < kBits1Planes; ++p) {
+    uint32_t bits[4];
 #pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      const uint32_t bits = __ballot_sync(kAllLanes, (q[t] & 1 << p) != 0);
-      const int word = 4 * p + t;
-      if (word < 32) {
-        if (lane == word) first = bits;
-      } else if (lane == word - 32) {
-        second = bits;
-      }
-    }
+    for (int t = 0; t < 4; ++t) bits[t] = __ballot_sync(kAllLanes, (q[t] & 1u << p) != 0);
+    if (lane == 0) words[p] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
   }
-  auto* words = reinterpret_cast<uint32_t*>(out.data) +
-                (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) * kBits1Words;
-  words[lane] = first;
-  if (lane < kBits1Words - 32) words[32 + lane] = second;
 }
 
 /// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of group_column, zeros beyond the
-/// row's end. Returns false in all lanes, and stores nothing sensible, if one is NaN or infinite.
-__device__ inline bool quantize_lanes(const Quantized& out, int row, int group, const float (&x)[4]) {
+/// row's end. The scale is stored times `factor`. Returns false in all lanes, and stores nothing sensible, if one is NaN or
+/// infinite.
+__device__ inline bool quantize_lanes(const Quantized& out, int row, int group, const float (&x)[4], float factor = 1) {
+  constexpr uint32_t kInfinite = 0x7f800000u;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  float most = 0, total = 0;
+  // Bits of floats that are not negative are ordered as they are; NaN is above all.
+  uint32_t most = 0;
 #pragma unroll
-  for (int t = 0; t < 4; ++t) {
-    most = fmaxf(most, fabsf(x[t]));
-    total += fabsf(x[t]) * 0x1p-7f;
-  }
-  // Bits of floats that are not negative are ordered as they are.
-  const float peak = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(most)));
-  const float mean = warp_sum(total);
-  if (!(mean <= 3.402823466e38f)) return false;
-  int q[4] = {0, 0, 0, 0};
-  float scale = 0;
-  if (peak > 0) {
-    float inverse = fminf(0x1p125f, __fdiv_rn(511.0f, peak));
-    // Seldom: all of a group are about as large. Else the bound by the sum is above the other, however they are rounded.
-    if (512.0f * mean > 255.0f * peak) inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, mean));
-    scale = __frcp_rn(inverse);
+  for (int t = 0; t < 4; ++t) most = max(most, __float_as_uint(x[t]) & 0x7fffffffu);
+  most = __reduce_max_sync(kAllLanes, most);
+  if (most >= kInfinite) return false;
+  const float peak = __uint_as_float(most);
+  float inverse = peak > 0 ? fminf(0x1p125f, __fdiv_rn(511.0f, peak)) : 0;
+  // x * inverse, rounded to the nearest integer, in the low bits of a float of 1.5 * 2^23 more.
+  constexpr float kShift = 0x1.8p23f;
+  uint32_t q[4];
+  int sum = 0, magnitude = 0;
+  const auto round = [&] {
+    sum = magnitude = 0;
 #pragma unroll
-    for (int t = 0; t < 4; ++t) q[t] = __float2int_rn(x[t] * inverse);
+    for (int t = 0; t < 4; ++t) {
+      q[t] = __float_as_uint(__fadd_rn(__fmul_rn(x[t], inverse), kShift));
+      const int value = static_cast<int>(q[t]) - 0x4b400000;
+      sum += value;
+      magnitude += abs(value);
+    }
+  };
+  round();
+  if (__reduce_add_sync(kAllLanes, magnitude) > 32700) {  // all of a group are about as large
+    float total = 0;
+#pragma unroll
+    for (int t = 0; t < 4; ++t) total += fabsf(x[t]) * 0x1p-7f;
+    inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, warp_sum(total)));
+    round();
   }
   const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row), g = static_cast<size_t>(group);
   if (out.layout == QuantizedLayout::kHalves) {
@@ -130,8 +135,8 @@ __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, 
     uint32_t packed[4];
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const int other = __shfl_xor_sync(kAllLanes, q[t], 16);
-      packed[t] = pack_halves(static_cast<float>(q[t]), static_cast<float>(other));
+      const float value = __uint_as_float(q[t]) - kShift;
+      packed[t] = pack_halves(value, __shfl_xor_sync(kAllLanes, value, 16));
     }
     if (lane < 16) {
       const size_t core = (g * (rows / 8) + r / 8) * 16 + static_cast<size_t>(lane);
@@ -143,10 +148,9 @@ __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, 
     pack_bits2(out, row, group, q, lane);
   }
   // Lanes with bit 3 set have the second half of the group.
-  const int sum = q[0] + q[1] + q[2] + q[3];
   const int low = __reduce_add_sync(kAllLanes, lane & 8 ? 0 : sum), all = __reduce_add_sync(kAllLanes, sum);
   if (lane == 0) {
-    out.scales[g * rows + r] = scale;
+    out.scales[g * rows + r] = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
     out.sums[2 * g * rows + r] = low;
     out.sums[(2 * g + 1) * rows + r] = all - low;
   }

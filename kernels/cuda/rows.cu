@@ -22,7 +22,7 @@ __device__ inline float sign_weight(const MatrixRun& run, int64_t row, int64_t c
   }
   const int per_slice = w.bits == 1 ? 128 : 64, c = static_cast<int>(column % per_slice);
   const auto slice = static_cast<int>(column / per_slice);
-  const int64_t unit = tile * w.units + slice / 2;
+  const size_t unit = w.unit_index(tile, slice / 2);
   const int part = slice % 2 * 2 + in_tile / 8, i = in_tile % 8;
   const auto* scales = reinterpret_cast<const unsigned short*>(w.scales + unit * 8 + i);
   const float scale = half_bits_to_float(scales[part]);
@@ -86,8 +86,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 3) prepare_row(StepView step,
       value[t] = c < work.width ? __ldcg(x + c) : 0;
     }
   };
-  float value[4];
-  float factor = 1;
+  float value[4], factor = 1;
   if (work.norm.weights != nullptr) {
     for (int group = first; group < groups; group += stride) {
       load(group, value);
@@ -101,14 +100,16 @@ __global__ void __launch_bounds__(kPrepareThreads, 3) prepare_row(StepView step,
   }
   for (int group = first; group < groups; group += stride) {
     load(group, value);
+    float weights[4] = {1, 1, 1, 1};
     for (int t = 0; t < 4; ++t) {
       const int c = group * kGroup + group_column(lane, t);
       if (c >= work.width) continue;
-      if (work.norm.weights != nullptr) value[t] = value[t] * factor * __ldg(work.norm.weights + c);
-      if (work.out.data != nullptr) work.out.data[row * work.out.stride + c] = value[t];
+      if (work.norm.weights != nullptr) weights[t] = __ldg(work.norm.weights + c);
+      if (work.out.data != nullptr) work.out.data[row * work.out.stride + c] = value[t] * factor * weights[t];
     }
+    for (int t = 0; t < 4; ++t) value[t] *= weights[t];
     for (int i = 0; i < work.layouts; ++i) {
-      if (!quantize_lanes(work.quantized[i], row, group, value) && lane == 0 && there)
+      if (!quantize_lanes(work.quantized[i], row, group, value, factor) && lane == 0 && there)
         report_bad(step, work.of.op, row);
     }
   }

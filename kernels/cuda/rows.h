@@ -16,7 +16,8 @@ struct RowsOf {
 void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, int rows, cudaStream_t stream);
 
 /// Rows of x, normed if `norm` is given, to `out` (floats, unless its data is null) and to each of `quantized`. x of a width that
-/// is a multiple of 16. A row's bits do not depend on the others, nor on where they go. Values that are not finite are reported:
+/// is a multiple of 16. What is quantized is x times the norm's weights; the factor that all of a row share goes into the scales
+/// (quantize_lanes). A row's bits do not depend on the others, nor on where they go. Values that are not finite are reported:
 /// those of a norm as `norm_op`, those that cannot be quantized as `of.op`.
 struct Preparation {
   FloatRows in;

@@ -176,6 +176,17 @@ TEST(long_rows_of_weights) {
   }
 }
 
+TEST(many_tiles_go_in_batches) {
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0}) {
+    for (const int rows : {1, 3, 8, 32, 64}) {
+      const std::vector<Tensor> tensors = {random_tensor(type, 1000, 1280, 7)};
+      const std::vector<float> x = random_activations(rows, 1280, 3), before(static_cast<size_t>(rows * 1000));
+      const auto y = run(tensors, 1280, x, rows, cuda::Epilogue::kStore, before);
+      CHECK(same_bits(y, expect(tensors, 1280, x, rows, false, Activation::kNone, before)));
+    }
+  }
+}
+
 TEST(values_that_are_not_finite_are_reported) {
   Bench bench(3);
   std::vector<float> x = random_activations(3, 256, 3);

@@ -143,6 +143,7 @@ void mma_bits(void* const (&arguments)[32], uint32_t) {
     int32_t* d = operands<int32_t>(arguments, lane).d;
     for (int i = 0; i < 4; ++i) {
       const uint32_t *row = a[row_of_sum(lane, i)], *column = b[column_of_sum(lane, i)];
+      d[i] = 0;
       for (int k = 0; k < 4; ++k) d[i] += std::popcount(row[k] & column[k]);
     }
   }
