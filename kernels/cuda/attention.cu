@@ -57,7 +57,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     const float scale = query_scale();
     const int chunks = dim / 8;
     int bad = INT32_MAX;
-#pragma unroll kKind == Kind::kWide ? 4 : 2
+#pragma unroll kKind == Kind::kWide ? 8 : 2
     for (int i = threadIdx.x; i < item.units * chunks; i += kThreads) {
       const int unit = i / chunks, chunk = i % chunks, row = row_of(item, unit);
       const auto* from =
@@ -118,8 +118,13 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
       HeadTask task = next;
       if (index + kWarps < count) next = load_task(item, index + kWarps, count);
       if (task.which != 1) {
-        if (!task.numbers.norm(task.which == 2 ? q_weight : k_weight, a.norm.eps, half) && lane == 0)
-          report_bad(step, a.norm.op, task.row);
+        Head weight;
+#pragma unroll
+        for (int j = 0; j < Head::kCount; ++j) {
+          weight.low[j] = task.which == 2 ? q_weight.low[j] : k_weight.low[j];
+          weight.high[j] = task.which == 2 ? q_weight.high[j] : k_weight.high[j];
+        }
+        if (!task.numbers.norm(weight, a.norm.eps, half) && lane == 0) report_bad(step, a.norm.op, task.row);
         task.numbers.turn(task.angles);
       }
       unsigned char* row;
@@ -179,9 +184,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     wait_for(i, 1);
     next_phase(i);
     put_fresh(item, i, 1, begin, begin, begin + tokens, threadIdx.x, kThreads);
-    if (tokens % kPiece == 0) return false;
-    clear_values(i, tokens);
-    return true;
+    return clear_values(i, tokens);
   }
 
   // Operands of matrix instructions: sixteen rows from `row` on; sixteen dimensions or tokens, number `k`.
@@ -449,10 +452,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
         if (active) weigh(sums, i, first, first_unit, first_seen, seen, p);
         if (!kQ8 && take_values(item, i, first, tokens)) __syncthreads();
         if (active) {
-          const int pieces = (tokens + kPiece - 1) / kPiece;
 #pragma unroll
           for (int k = 0; k < kPieces; ++k) {
-            if (k >= pieces) break;
             add_weights(sums.span_total, p[k]);
 #pragma unroll
             for (int pair = 0; pair < kDim / 16; ++pair) {
@@ -597,11 +598,10 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 
   __device__ void run() {
     const int count = step.counts->attention_items, first = static_cast<int>(blockIdx.x);
-    // Most blocks of a launch for many items may have none; one at least must wait, so that the kernel does not end before the
-    // one before it.
-    if (first >= count && first != 0) return;
+    if (warp == 0) fetch_item(first, 0);  // there or not: it must not wait for the count
     this->init();
-    if (first < count && warp == 0) fetch_item(first, 0);
+    // Blocks that have no item end, but not all: a kernel must not end before the one before it.
+    if (first >= count && first != 0) return;
     __syncthreads();
     const int begin = first < count ? item_at(0).begin : 0, block = first < count ? find(item_at(0), begin) : 0;
     if (first < count) bring_all(item_at(0), begin, block, Part::kStored);
@@ -642,7 +642,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 
 /// Blocks of a processor for which registers are kept.
 constexpr int least_blocks(int dim, Kind kind) {
-  return dim == 0 ? 1 : kind == Kind::kWide ? 2 : 4;
+  return dim == 0 ? 1 : kind == Kind::kWide ? 2 : kMostAttentionBlocks;
 }
 
 template <int kDim, bool kQ8, Kind kKind>
@@ -696,7 +696,7 @@ int32_t attention_blocks(const Attention& attention, int32_t processors) {
   const Kind kind = kind_of(attention);
   const Layout layout(attention.layout.head_dim, attention.pages.type == KvType::kQ8, kind);
   const auto fit = static_cast<int32_t>(kShared / (layout.bytes + kReserved));
-  return processors * std::min(fit, kind == Kind::kWide ? 2 : 4);
+  return processors * std::min(fit, kind == Kind::kWide ? 2 : kMostAttentionBlocks);
 }
 
 void launch_attention(const StepView& step, const Attention& attention, int32_t blocks, cudaStream_t stream) {

@@ -120,12 +120,14 @@ struct Attention {
   int32_t store_op;  // HeadStore::op
 };
 
-/// Blocks that a GPU of so many processors runs at once.
+constexpr int32_t kMostAttentionBlocks = 4;
+/// Blocks that a GPU of so many processors runs at once: at most kMostAttentionBlocks on each.
 int32_t attention_blocks(const Attention& attention, int32_t processors);
 
 /// Pointers are of whole 16 bytes, strides (floats) multiples of 4, head_dim is a multiple of 16 up to 256. `blocks`: of the grid,
-/// about attention_blocks. Counts, items, block tables and what pages hold of earlier steps are read before the kernel's
-/// predecessor in the stream has ended: what writes them must not be a kernel before it that lets its successor start early.
+/// about attention_blocks; StepView::items has room for as many. Counts, items, block tables and what pages hold of earlier steps
+/// are read before the kernel's predecessor in the stream has ended: what writes them must not be a kernel before it that lets its
+/// successor start early.
 void launch_attention(const StepView& step, const Attention& attention, int32_t blocks, cudaStream_t stream);
 
 /// Asks for the shared memory that launch_attention takes; once per GPU, not while a graph is captured.

@@ -116,7 +116,8 @@ void list_attention(const Step& step, const AttentionShape& shape, std::vector<A
   for (const AttentionItem& tile : tiles) {
     const int32_t spans = ceil_div(tile.end, tile.span_tokens);
     const int32_t records = spans * tile.units;
-    const bool split = spans > 1 && 2 * cost(tile) > 3 * even && record + records * layout.kv_heads <= shape.records;
+    const int64_t joined = tile.units > kNarrowUnits ? 1 : 2;  // many units take longer to join
+    const bool split = spans > 1 && joined * cost(tile) > 3 * even && record + records * layout.kv_heads <= shape.records;
     for (int32_t head = 0; head < layout.kv_heads; ++head) {
       AttentionItem item = tile;
       item.kv_head = head;

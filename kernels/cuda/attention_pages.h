@@ -126,12 +126,16 @@ struct StagedPages {
   /// When keys and values of step i have come.
   __device__ void next_phase(int i) { phases ^= 1u << i; }
 
-  /// Zeros for the values of the last piece that no token has, whatever the memory holds: times a weight of 0 they are 0.
-  __device__ void clear_values(int i, int tokens) const {
-    const int chunks = dim / 8, rows = (tokens + kPiece - 1) / kPiece * kPiece - tokens;
-    for (int j = threadIdx.x; j < rows * chunks; j += kThreads)
+  /// Zeros for the values of the last piece (kWide: of the step) that no token has, whatever the memory holds: times a weight of 0
+  /// they are 0. Returns whether there were any.
+  __device__ bool clear_values(int i, int tokens) const {
+    const int chunks = dim / 8;
+    const int end = kKind == Kind::kWide ? kStepTokens : (tokens + kPiece - 1) / kPiece * kPiece;
+    if (tokens == end) return false;
+    for (int j = threadIdx.x; j < (end - tokens) * chunks; j += kThreads)
       *reinterpret_cast<uint4*>(place(halves(i, 1), tokens + j / chunks, j % chunks)) = {0, 0, 0, 0};
     fence_async();  // the next bulk copy to this place comes after
+    return true;
   }
 
   __device__ void widen(int i, int tokens) const {

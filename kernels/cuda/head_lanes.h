@@ -12,6 +12,7 @@ namespace niwaki::cuda {
 /// head_dim of at most 128, else 2.
 template <int kParts>
 struct HeadLanes {
+  static constexpr int kCount = kParts;
   float2 low[kParts], high[kParts];
 
   template <class F>  // (dimension, pair of numbers)

@@ -374,8 +374,9 @@ size_t CudaPlan::most_item_bytes() const {
   if (!attention_) return 0;
   AttentionShape narrow = *attention_, wide = *attention_;
   wide.wide = true;
-  return static_cast<size_t>(std::max(most_attention_items(narrow, spec().max_rows),
-                                      most_attention_items(wide, spec().max_rows))) *
+  return static_cast<size_t>(std::max({most_attention_items(narrow, spec().max_rows),
+                                       most_attention_items(wide, spec().max_rows),
+                                       int64_t{kMostAttentionBlocks} * gpu_.multiprocessors})) *
          sizeof(AttentionItem);
 }
 

@@ -64,7 +64,7 @@ struct DeviceStep {
         sequences(rows_of(step, [](const StepSequence&, int sequence, int) { return sequence; })),
         table_begins(begins(step)),
         tables(all_tables(step)),
-        items(items),
+        items(with_room(items)),
         first_bad({~0ull}) {}
 
   StepView view() const {
@@ -79,6 +79,10 @@ struct DeviceStep {
     return v;
   }
 
+  static std::vector<AttentionItem> with_room(std::vector<AttentionItem> items) {
+    items.resize(std::max<size_t>(items.size(), 8));  // blocks of a launch
+    return items;
+  }
   template <class F>
   static std::vector<int32_t> rows_of(const Step& step, F&& f) {
     std::vector<int32_t> values;
@@ -125,6 +129,7 @@ struct Running {
   int records = 1 << 14;
   bool wide = true;
   enum { kStored, kNormed, kFused } heads = kStored;  // what is done with heads before; kFused: in attention, if it can
+  bool finite = true;
 };
 
 /// Sequences with their queries, keys and values, in scattered blocks that hold NaN until they are written.
@@ -240,7 +245,8 @@ class Bench {
       a.op = kOp + 2;
       attend ? attend(device.view(), a) : launch_attention(device.view(), a, running.blocks, nullptr);
       const std::vector<float> got = out.read();
-      CHECK(device.first_bad.read()[0] == ~0ull);
+      first_bad = device.first_bad.read()[0];
+      CHECK(!running.finite || first_bad == ~0ull);
       int row = 0;
       for (size_t i = 0; i < parts.size(); ++i) {
         const int end = step.sequences[i].context_length;
@@ -367,7 +373,8 @@ class Bench {
 
   const Shape shape;
   std::vector<Sequence> sequences;
-  mutable int fused_steps = 0;  // of the last run
+  mutable int fused_steps = 0;             // of the last run
+  mutable unsigned long long first_bad{};  // of its last step
 
   /// What pages hold after the last run.
   const std::vector<float>& pages() const { return stored_; }
@@ -471,6 +478,26 @@ TEST(fused_heads_change_no_bit) {
         CHECK(same(separate, bench.run(schedule, fused)));
         CHECK(std::memcmp(bench.pages().data(), pages.data(), pages.size() * sizeof(float)) == 0);
         CHECK(bench.fused_steps == (shape.group() * rows > 16 ? 0 : static_cast<int>(schedule.size())));
+      }
+    }
+  }
+}
+
+TEST(fused_heads_name_the_same_bad_values) {
+  for (const KvType type : {KvType::kF16, KvType::kQ8}) {
+    for (const int head : {1, 4, 7}) {  // a query, a key, a value
+      for (const float value : {NAN, 1e38f, 65600.0f, 65504.0f}) {
+        Bench bench({4, 2, 64, 16, type}, {140, 20}, 21);
+        bench.sequences[0].qkv[static_cast<size_t>(139 * bench.shape.width() + head * 64 + 41)] = value;
+        const Schedule schedule{{{0, 137}, {1, 18}}, {{1, 2}, {0, 3}}};
+        Running running{1000, 4, 1 << 14, false, Running::kNormed, false};
+        bench.run(schedule, running);
+        const auto expected = bench.first_bad;
+        CHECK(expected == ~0ull || (expected & 0xffffffff) == 4);
+        running.heads = Running::kFused;
+        bench.run(schedule, running);
+        CHECK(bench.fused_steps == 1);
+        CHECK(bench.first_bad == expected);
       }
     }
   }
