@@ -39,7 +39,8 @@ int launched_rows(int rows) {
 
 /// y = W x on the GPU. `y` holds what is there before.
 std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x, int rows,
-                       cuda::Epilogue epilogue, const std::vector<float>& before) {
+                       cuda::Epilogue epilogue, const std::vector<float>& before,
+                       const std::vector<float>& norm_weights = {}) {
   ThreadPool pool(2);
   std::vector<MatrixSource> sources;
   for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
@@ -53,6 +54,12 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
   cuda::check(cudaMemcpy(in.at<void>(), x.data(), bytes(rows * columns), cudaMemcpyHostToDevice), "x");
   cuda::check(cudaMemcpy(out.at<void>(), before.data(), bytes(rows * width), cudaMemcpyHostToDevice), "y");
   const cuda::FloatRows y{out.at<float>(), width}, floats{in.at<float>(), columns};
+  const cuda::DeviceMemory weights(bytes(columns), "norm");
+  cuda::NormWeights norm{nullptr, 1e-6f};
+  if (!norm_weights.empty()) {
+    cuda::check(cudaMemcpy(weights.at<void>(), norm_weights.data(), bytes(columns), cudaMemcpyHostToDevice), "norm");
+    norm.weights = weights.at<const float>();
+  }
   for (const cuda::MatrixRun& part : matrix->runs()) {
     if (part.data != nullptr) {
       cuda::multiply_floats(part, floats, launched, y, epilogue, nullptr);
@@ -63,7 +70,7 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
     const cuda::DeviceMemory memory(size.data + size.scales + size.sums, "quantized");
     const cuda::Quantized quantized{layout, launched, memory.at<uint8_t>(), memory.at<float>(size.data),
                                     memory.at<int32_t>(size.data + size.scales)};
-    cuda::Preparation work{floats, static_cast<int32_t>(columns), {}, 0, {}, 1, {quantized}, {0, false}};
+    cuda::Preparation work{floats, static_cast<int32_t>(columns), norm, 0, {}, 1, {quantized}, {0, false}};
     cuda::prepare_rows(bench.step, work, launched, nullptr);
     const cuda::SignProduct product{&part, launched, quantized, y, epilogue};
     cuda::multiply_sign(product, 4, nullptr);
@@ -183,6 +190,37 @@ TEST(many_tiles_go_in_batches) {
       const std::vector<float> x = random_activations(rows, 1280, 3), before(static_cast<size_t>(rows * 1000));
       const auto y = run(tensors, 1280, x, rows, cuda::Epilogue::kStore, before);
       CHECK(same_bits(y, expect(tensors, 1280, x, rows, false, Activation::kNone, before)));
+    }
+  }
+}
+
+TEST(norms_before_products) {
+  for (const int64_t columns : {256, 1280}) {
+    const std::vector<float> x = random_activations(20, columns, 3), weights = random_activations(1, columns, 4);
+    std::vector<float> normed = x;
+    for (int64_t row = 0; row < 20; ++row) {
+      double squares = 0;
+      for (int64_t c = 0; c < columns; ++c) squares += std::pow(x[static_cast<size_t>(row * columns + c)], 2);
+      for (int64_t c = 0; c < columns; ++c) {
+        float& value = normed[static_cast<size_t>(row * columns + c)];
+        value = static_cast<float>(value / std::sqrt(squares / static_cast<double>(columns) + 1e-6) *
+                                   weights[static_cast<size_t>(c)]);
+      }
+    }
+    for (const bool swiglu : {false, true}) {
+      const std::vector<Tensor> tensors = {random_tensor(DataType::kQ1_0, 384, columns, 7, "gate"),
+                                           random_tensor(DataType::kQ1_0, 384, columns, 8, "up")};
+      const int64_t width = swiglu ? 384 : 768;
+      const auto epilogue = swiglu ? cuda::Epilogue::kSwiglu : cuda::Epilogue::kStore;
+      const std::vector<float> before(static_cast<size_t>(20 * width));
+      const auto all = run(tensors, columns, x, 20, epilogue, before, weights);
+      CHECK(relative_error(all, expect(tensors, columns, normed, 20, false,
+                                       swiglu ? Activation::kSwiglu : Activation::kNone, before)) < 2e-3);
+      for (const int rows : {1, 3, 7}) {
+        const auto few = run(tensors, columns, x, rows, epilogue, std::vector<float>(static_cast<size_t>(rows * width)),
+                             weights);
+        CHECK(same_bits(few, {all.begin(), all.begin() + rows * width}));
+      }
     }
   }
 }
