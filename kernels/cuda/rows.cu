@@ -180,7 +180,8 @@ void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, 
 void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream) {
   const int groups = (work.width + kGroup - 1) / kGroup;
   // Few rows: a block for each group, so that they are all quantized at once. Many rows fill the GPU as they are.
-  const int parts = rows <= kPlaneRows ? groups : 1, warps = std::min(groups, rows <= kPlaneRows ? 8 : 16);
+  // In place a row has one block: each needs all of it.
+  const int parts = rows <= kPlaneRows && work.out.data != work.in.data ? groups : 1, warps = std::min(groups, rows <= kPlaneRows ? 8 : 16);
   launch(prepare_row,
          {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)), dim3(static_cast<unsigned>(32 * warps)),
           static_cast<size_t>(groups) * sizeof(float), true},
