@@ -1,8 +1,8 @@
 // Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of one-bit operands.
 //
 // A block has a stretch of pairs of tiles, and goes through them in batches. Each of its warps takes every sixteenth unit, whose words
-// it asks for some pairs ahead. The counts of a slice, combined as far as a lane has them, wait in shared memory until all
-// slices of the batch are there; then they are scaled and added, slices ascending.
+// it asks for some pairs ahead. The sum of a slice and its scale wait in shared memory until all slices of the batch are there; then
+// they are added, slices ascending.
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kAhead = 3;                // pairs of units on the way to a warp
 constexpr size_t kBatchBytes = 64 << 10;  // that the sums of a batch may take, if it is not a single pair
 
 /// Of a launch.
@@ -22,71 +21,55 @@ struct PlanesWork : SignWork {
   bool several;   // batches, and room for the sums of two
 };
 
-/// Rows of the step by fours; one row alone takes as much room.
+/// Rows of the step by fours, of which one row alone takes a part.
 template <int Rows>
 constexpr int kFours = (Rows + 3) / 4;
 
-/// Shared memory of a block, in this order.
-///
-///   sums         [tile][four][slice][16 rows][4]: of a row of weights, for each of four rows of the step; or of one row, in four parts
-///                that are to be added as 1, 4, 16 and 64 times; twice, for the batch at hand and the one before
-///   scales       [tile][unit][8], twice
-template <int Bits, int Rows>
-struct PlanesShared {
-  size_t tile_sums;  // ints
-  size_t batch_sums, batch_scales, sums, scales, activations, total;
+/// Pairs of units on the way to a warp, as many as registers allow.
+template <int Rows>
+constexpr int kAhead = Rows == 8 ? 1 : 3;
 
-  __host__ __device__ PlanesShared(int units, int batch, bool several) {
-    const auto slices = static_cast<size_t>(2 * units), groups = Bits == 1 ? slices : (slices + 1) / 2;
-    tile_sums = slices * 64 * kFours<Rows>;
-    batch_sums = tile_sums * sizeof(int32_t) * static_cast<size_t>(batch);
-    batch_scales = static_cast<size_t>(batch) * static_cast<size_t>(units) * 64;
-    size_t end = 0;
-    const auto take = [&end](size_t bytes) {
-      const size_t at = end;
-      end += (bytes + 15) / 16 * 16;
-      return at;
-    };
-    sums = take((several ? 2 : 1) * batch_sums);
-    scales = take((several ? 2 : 1) * batch_scales);
-    activations = take(groups * Rows * 12);  // scales, then sums as Quantized has them
-    total = end;
-  }
-};
+/// Floats that wait for a tile and a slice: [step row][16 rows] of a sum and what it is to be multiplied by.
+template <int Rows>
+constexpr int kSliceFloats = 32 * Rows;
 
-/// The planes of one row of the step (Rows == 1), which the lanes of a quad share, or of four, of which each lane of a quad has
-/// one: the operands of a slice.
+/// What a lane needs of the activations of a slice: planes of one row of the step (Rows == 1), which the lanes of a quad share, or of
+/// four, of which each lane of a quad has one.
 template <int Bits, int Rows>
 struct Planes {
   static constexpr int kPlanes = Bits == 1 ? kBits1Planes : kBits2Planes;
   static constexpr int kWords = Bits == 1 ? kBits1Words : kBits2Words;
   static constexpr int kProducts = Rows == 1 ? 2 : (kPlanes + 1) / 2;
   uint32_t words[kFours<Rows>][kProducts];
+  float scale[kFours<Rows>];  // of the lane's row
+  int32_t sum[kFours<Rows>];
 
-  /// `data`: of the slice, [row][kWords].
-  __device__ void load(const uint32_t* data, int rows, int lane) {
-    const auto word = [data](int at) { return __ldcg(data + at); };
-    if constexpr (Rows == 1) {
-      words[0][0] = word(lane);
-      words[0][1] = lane < 4 * (kPlanes - 8) ? word(32 + lane) : 0;
-    } else {
-      // Column lane / 4 of a product is plane 2 m + (column & 1) of row column / 2.
+  __device__ void load(const Quantized& in, int slice, int slices, int rows, int lane) {
+    const auto all_rows = static_cast<size_t>(in.rows);
+    const auto* data = reinterpret_cast<const uint32_t*>(in.data) + static_cast<size_t>(slice) * all_rows * kWords;
+    const bool there = slice < slices;  // the weights of the last slice may be nothing's
 #pragma unroll
-      for (int f = 0; f < kFours<Rows>; ++f) {
-        const int row = 4 * f + lane / 8;
+    for (int f = 0; f < kFours<Rows>; ++f) {
+      if constexpr (Rows == 1) {
+        words[0][0] = there ? __ldcg(data + lane) : 0;
+        words[0][1] = there && lane < 4 * (kPlanes - 8) ? __ldcg(data + 32 + lane) : 0;
+      } else {
+        // Column lane / 4 of a product is plane 2 m + (column & 1) of row column / 2.
 #pragma unroll
         for (int m = 0; m < kProducts; ++m) {
-          const int plane = 2 * m + (lane >> 2 & 1);
-          words[f][m] = row < rows && plane < kPlanes ? word(row * kWords + 4 * plane + (lane & 3)) : 0;
+          const int row = 4 * f + lane / 8, plane = 2 * m + (lane >> 2 & 1);
+          words[f][m] =
+              there && row < rows && plane < kPlanes ? __ldcg(data + row * kWords + 4 * plane + (lane & 3)) : 0;
         }
       }
-    }
-  }
-  __device__ void clear() {
-#pragma unroll
-    for (auto& four : words) {
-#pragma unroll
-      for (uint32_t& word : four) word = 0;
+      const int row = Rows == 1 ? 0 : 4 * f + (lane & 3);
+      scale[f] = 0;
+      sum[f] = 0;
+      if (!there || row >= rows) continue;
+      const auto r = static_cast<size_t>(row), group = static_cast<size_t>(Bits == 1 ? slice : slice / 2);
+      scale[f] = __ldcg(in.scales + group * all_rows + r);
+      sum[f] = Bits == 1 ? __ldcg(in.sums + 2 * group * all_rows + r) + __ldcg(in.sums + (2 * group + 1) * all_rows + r)
+                         : __ldcg(in.sums + static_cast<size_t>(slice) * all_rows + r);
     }
   }
 
@@ -120,12 +103,12 @@ struct Planes {
 /// The pairs of units of a warp that come next: batch after batch, in a batch unit after unit, of a unit pair after pair of tiles.
 struct UnitCursor {
   const SignWeights& weights;
-  const int end, batch, warp, lane;
+  const int end, batch, warp;
   int first, last, tile, unit;  // the batch has tiles first .. last - 1
-  const uint4* at;
+  size_t at;                    // unit_index of the first of the pair
 
-  __device__ UnitCursor(const SignWeights& w, int begin, int end_, int batch_, int warp_, int lane_)
-      : weights(w), end(warp_ < w.units ? end_ : begin), batch(batch_), warp(warp_), lane(lane_), first(begin),
+  __device__ UnitCursor(const SignWeights& w, int begin, int end_, int batch_, int warp_)
+      : weights(w), end(warp_ < w.units ? end_ : begin), batch(batch_), warp(warp_), first(begin),
         last(min(begin + batch_, end_)), tile(begin), unit(warp_) {
     find();
   }
@@ -133,7 +116,7 @@ struct UnitCursor {
   __device__ void next() {
     tile += 2;
     if (tile < last) {
-      at += 64;
+      at += 2;
       if (tile % 8 == 0) find();
       return;
     }
@@ -148,7 +131,28 @@ struct UnitCursor {
   }
 
  private:
-  __device__ void find() { at = weights.words + weights.unit_index(tile, unit) * 32 + lane; }
+  __device__ void find() { at = weights.unit_index(tile, unit); }
+};
+
+/// A pair of units on its way: the words of a lane, and scales. Rows == 1: of row lane % 16 of slice lane / 16; else of rows lane / 4 and
+/// lane / 4 + 8 of both slices.
+template <int Rows>
+struct UnitPair {
+  uint4 words[2];
+  uint2 scales[2];
+
+  __device__ void fetch(const SignWeights& w, size_t unit, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      words[i] = load_streaming(w.words + (unit + static_cast<size_t>(i)) * 32 + lane);
+      const uint2* from = w.scales + (unit + static_cast<size_t>(i)) * 8;
+      if constexpr (Rows == 1) {
+        scales[i].x = __ldg(reinterpret_cast<const unsigned short*>(from + lane % 8) + lane / 16 * 2 + lane / 8 % 2);
+      } else {
+        scales[i] = __ldg(from + lane / 4);
+      }
+    }
+  }
 };
 
 template <int Bits, int Rows, Epilogue E>
@@ -157,74 +161,39 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
   using P = Planes<Bits, Rows>;
   const SignWeights& w = work.weights;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int slices = 2 * w.units, groups = Bits == 1 ? slices : (slices + 1) / 2;
-
+  const int slices = 2 * w.units;
   // A stretch of pairs of tiles for each block.
   const auto stretch = [&](int block) {
     return 2 * static_cast<int>(static_cast<int64_t>(work.tiles / 2) * block / static_cast<int>(gridDim.x));
   };
   const int begin = stretch(static_cast<int>(blockIdx.x)), end = stretch(static_cast<int>(blockIdx.x) + 1);
-  const bool several = work.several;
-  const PlanesShared<Bits, Rows> layout(w.units, work.batch, several);
-  auto* activation_scales = reinterpret_cast<float*>(shared + layout.activations);
-  auto* activation_sums = reinterpret_cast<int32_t*>(activation_scales + groups * Rows);
+  auto* parts = reinterpret_cast<int32_t*>(shared) + warp * 128;  // [slice][16][4], where the lanes of a quad meet
+  auto* sums = reinterpret_cast<float*>(shared) + (Rows == 1 ? kWarps * 128 : 0);
+  const int tile_floats = slices * kSliceFloats<Rows>;
   start_successor();
 
-  UnitCursor ahead(w, begin, end, work.batch, warp, lane);
-  uint4 ring[kAhead][2];
-  const auto fetch = [&](uint4 (&pair)[2]) {
+  UnitCursor ahead(w, begin, end, work.batch, warp);
+  UnitPair<Rows> ring[kAhead<Rows>];
+  const auto fetch = [&](UnitPair<Rows>& pair) {
     if (ahead.done()) return;
-    pair[0] = load_streaming(ahead.at);
-    pair[1] = load_streaming(ahead.at + 32);
+    pair.fetch(w, ahead.at, lane);
     ahead.next();
   };
 #pragma unroll
   for (auto& pair : ring) fetch(pair);
-  const auto fetch_scales = [&](int first, int which) {  // of a batch
-    const int chunks = max(0, min(work.batch, end - first)) * w.units * 4;  // of 16 bytes
-    unsigned char* to = shared + layout.scales + static_cast<size_t>(which) * layout.batch_scales;
-    for (int i = thread; i < chunks; i += kThreads) {
-      const int unit = i / 4 % w.units, tile = i / 4 / w.units;
-      copy_async(to + i * 16, reinterpret_cast<const uint8_t*>(w.scales) + w.unit_index(first + tile, unit) * 64 +
-                                  static_cast<size_t>(i % 4 * 16));
-    }
-    commit_copies();
-  };
-  fetch_scales(begin, 0);
 
   P next_planes[2];
   const auto load_planes = [&](int unit) {
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const int slice = 2 * unit + s;
-      if (slice >= work.slices) {  // its weights are nothing's
-        next_planes[s].clear();
-      } else {
-        next_planes[s].load(
-            reinterpret_cast<const uint32_t*>(work.in.data) +
-                static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * P::kWords,
-            work.rows, lane);
-      }
-    }
+    for (int s = 0; s < 2; ++s) next_planes[s].load(work.in, 2 * unit + s, work.slices, work.rows, lane);
   };
   wait_for_predecessor();
   load_planes(warp);
-  for (int i = thread; i < work.groups * Rows; i += kThreads) {
-    const int group = i / Rows, row = i % Rows;
-    const auto rows = static_cast<size_t>(work.in.rows), at = static_cast<size_t>(group) * rows;
-    if (row >= work.rows) continue;
-    activation_scales[i] = __ldcg(work.in.scales + at + static_cast<size_t>(row));
-    for (int half = 0; half < 2; ++half) {
-      activation_sums[(2 * group + half) * Rows + row] =
-          __ldcg(work.in.sums + 2 * at + static_cast<size_t>(half) * rows + static_cast<size_t>(row));
-    }
-  }
 
-  int which = 0;
-  int turn = 0;  // of the ring
-  for (int first = begin; first < end; first += work.batch, which ^= several) {
+  int which = 0, turn = 0;  // of two batches, of the ring
+  for (int first = begin; first < end; first += work.batch, which ^= work.several) {
     const int tiles = min(work.batch, end - first);
-    auto* sums = reinterpret_cast<int32_t*>(shared + layout.sums + static_cast<size_t>(which) * layout.batch_sums);
+    float* batch_sums = sums + static_cast<size_t>(which) * static_cast<size_t>(work.batch) * static_cast<size_t>(tile_floats);
     for (int unit = warp; unit < w.units; unit += kWarps) {
       P planes[2];
 #pragma unroll
@@ -234,64 +203,62 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
       } else if (first + work.batch < end && w.units > kWarps) {
         load_planes(warp);
       }
-      int32_t* to = sums + 2 * unit * 64 + lane / 4 * 4 + (lane & 3);
-      const auto multiply = [&](const uint4& words) {  // a tile
-#pragma unroll
-        for (int f = 0; f < kFours<Rows>; ++f) {
+      auto* to = reinterpret_cast<float2*>(batch_sums + 2 * unit * kSliceFloats<Rows>);
+      const auto multiply = [&](const uint4& words, const uint2& scales) {  // a tile
+        if constexpr (Rows == 1) {
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
             int sum[2];
-            planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, f, lane, sum);
-            to[(f * slices + s) * 64] = sum[0];
-            to[(f * slices + s) * 64 + 32] = sum[1];
+            planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, 0, lane, sum);
+            parts[64 * s + lane] = sum[0];
+            parts[64 * s + lane + 32] = sum[1];
+          }
+          __syncwarp();
+          const int4 part = reinterpret_cast<const int4*>(parts)[lane];
+          __syncwarp();
+          const int count = part.x + 4 * part.y + 16 * part.z + 64 * part.w;
+          const bool second = lane >= 16;
+          to[lane] = make_float2(
+              static_cast<float>((Bits == 1 ? 2 * count : count) - (second ? planes[1].sum[0] : planes[0].sum[0])),
+              __fmul_rn(half_bits_to_float(scales.x), second ? planes[1].scale[0] : planes[0].scale[0]));
+        } else {
+#pragma unroll
+          for (int s = 0; s < 2; ++s) {
+            const uint32_t pair = s == 0 ? scales.x : scales.y;
+#pragma unroll
+            for (int f = 0; f < kFours<Rows>; ++f) {
+              int sum[2];
+              planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, f, lane, sum);
+              float2* row = to + (s * Rows + 4 * f + (lane & 3)) * 16 + lane / 4;
+#pragma unroll
+              for (int i = 0; i < 2; ++i) {
+                row[8 * i] = make_float2(static_cast<float>((Bits == 1 ? 2 * sum[i] : sum[i]) - planes[s].sum[f]),
+                                         __fmul_rn(half_bits_to_float(pair >> 16 * i), planes[s].scale[f]));
+              }
+            }
           }
         }
-        to += layout.tile_sums;
+        to += tile_floats / 2;
       };
-      const auto take = [&](uint4 (&pair)[2]) {
-        const uint4 a = pair[0], b = pair[1];
+      const auto take = [&](UnitPair<Rows>& pair) {
+        const UnitPair<Rows> now = pair;
         fetch(pair);
-        multiply(a);
-        multiply(b);
+        multiply(now.words[0], now.scales[0]);
+        multiply(now.words[1], now.scales[1]);
       };
       for (int tile = 0; tile < tiles; tile += 2) {
         // The ring's registers must be known when this is compiled.
-        static_assert(kAhead == 3);
-        turn == 0 ? take(ring[0]) : turn == 1 ? take(ring[1]) : take(ring[2]);
-        turn = turn == 2 ? 0 : turn + 1;
+        if constexpr (kAhead<Rows> == 3) {
+          turn == 0 ? take(ring[0]) : turn == 1 ? take(ring[1]) : take(ring[2]);
+          turn = turn == 2 ? 0 : turn + 1;
+        } else {
+          take(ring[0]);
+        }
       }
     }
-    wait_copies<0>();
     __syncthreads();
-    if (several) fetch_scales(first + work.batch, which ^ 1);
 
-    const auto* scales =
-        reinterpret_cast<const uint2*>(shared + layout.scales + static_cast<size_t>(which) * layout.batch_scales);
-    const auto scale_of = [&](int tile, int slice, int row) {  // of a row of weights in its tile
-      const uint2 packed = scales[(tile * w.units + slice / 2) * 8 + row % 8];
-      const uint32_t pair = slice & 1 ? packed.y : packed.x;
-      return half_bits_to_float(row < 8 ? pair : pair >> 16);
-    };
-    const auto sum_of = [&](int slice, int row) {  // of the activations of a row of the step
-      return Bits == 1 ? activation_sums[2 * slice * Rows + row] + activation_sums[(2 * slice + 1) * Rows + row]
-                       : activation_sums[slice * Rows + row];
-    };
-    if constexpr (Rows == 1) {
-      // Sum and scale of every slice, in the place of the parts, by all threads.
-      for (int i = thread; i < tiles * slices * 16; i += kThreads) {
-        const int row = i % 16, slice = i / 16 % slices, tile = i / 16 / slices;
-        if (slice >= work.slices) continue;
-        int4* at = reinterpret_cast<int4*>(sums + static_cast<size_t>(tile) * layout.tile_sums) + slice * 16 + row;
-        const int4 parts = *at;
-        const int count = parts.x + 4 * parts.y + 16 * parts.z + 64 * parts.w;
-        const float scale = activation_scales[Bits == 1 ? slice : slice / 2];
-        *reinterpret_cast<float2*>(at) =
-            make_float2(static_cast<float>((Bits == 1 ? 2 * count : count) - sum_of(slice, 0)),
-                        __fmul_rn(scale_of(tile, slice, row), scale));
-      }
-      __syncthreads();
-    }
-    // A thread has a row of weights and one of the step.
+    // A thread has a row of weights and one of the step: slices ascending. The next batch may write other sums meanwhile.
     for (int item = thread; item < tiles * 16 * (Rows == 1 ? 1 : work.rows); item += kThreads) {
       const int row = item % 16, tile = Rows == 1 ? item / 16 : item / 16 % tiles;
       const int step_row = Rows == 1 ? 0 : item / 16 / tiles;
@@ -301,33 +268,23 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
       if constexpr (E == Epilogue::kAdd) {
         if (column >= 0) before = __ldcg(to);
       }
-      const int32_t* from = sums + static_cast<size_t>(tile) * layout.tile_sums + step_row / 4 * slices * 64 + row * 4;
+      const auto* from = reinterpret_cast<const float2*>(batch_sums + static_cast<size_t>(tile) * static_cast<size_t>(tile_floats)) +
+                         step_row * 16 + row;
       float y = 0;
 #pragma unroll 8
       for (int s = 0; s < work.slices; ++s) {
-        if constexpr (Rows == 1) {
-          const float2 product = *reinterpret_cast<const float2*>(from + s * 64);
-          y = __fmaf_rn(product.x, product.y, y);
-        } else {
-          const int count = from[s * 64 + step_row % 4];
-          const float scale = activation_scales[(Bits == 1 ? s : s / 2) * Rows + step_row];
-          y = __fmaf_rn(static_cast<float>((Bits == 1 ? 2 * count : count) - sum_of(s, step_row)),
-                        __fmul_rn(scale_of(tile, s, row), scale), y);
-        }
+        const float2 product = from[s * (kSliceFloats<Rows> / 2)];
+        y = __fmaf_rn(product.x, product.y, y);
       }
       if constexpr (E == Epilogue::kSwiglu) {
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
         const float up = __shfl_xor_sync(0xffffu << (lane & 16), y, 8);
-        if (row >= 8) continue;
-        if (column >= 0) *to = silu(y) * up;
+        if (row < 8 && column >= 0) *to = silu(y) * up;
       } else if (column >= 0) {
         *to = E == Epilogue::kAdd ? before + y : y;
       }
     }
-    if (!several && first + work.batch < end) {
-      __syncthreads();
-      fetch_scales(first + work.batch, 0);
-    }
+    if (!work.several && first + work.batch < end) __syncthreads();
   }
 }
 
@@ -335,17 +292,20 @@ template <int Bits, int Rows, Epilogue E>
 void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
   const int blocks = std::min(work.tiles / 2, multiprocessors);
   const int most = 2 * ((work.tiles / 2 + blocks - 1) / blocks);
-  const auto shared = [&] { return PlanesShared<Bits, Rows>(work.weights.units, work.batch, work.several); };
+  const auto batch_bytes = [&] {
+    return static_cast<size_t>(work.batch) * static_cast<size_t>(2 * work.weights.units) * kSliceFloats<Rows> * sizeof(float);
+  };
   work.batch = most;
-  while (work.batch > 2 && shared().batch_sums > kBatchBytes) work.batch -= 2;
-  work.several = work.batch < most && shared().batch_sums <= kBatchBytes;
+  while (work.batch > 2 && batch_bytes() > kBatchBytes) work.batch -= 2;
+  work.several = work.batch < most && batch_bytes() <= kBatchBytes;
   static const bool allowed = [] {
     allow_shared(multiply_planes_kernel<Bits, Rows, E>, 227 << 10);
     return true;
   }();
   static_cast<void>(allowed);
-  launch(multiply_planes_kernel<Bits, Rows, E>,
-         {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared().total, true}, stream, work);
+  const size_t shared = (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) + (work.several ? 2 : 1) * batch_bytes();
+  launch(multiply_planes_kernel<Bits, Rows, E>, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true},
+         stream, work);
 }
 
 template <int Bits, int Rows>
