@@ -1,7 +1,8 @@
 // Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of one-bit operands.
 //
-// A block has a stretch of pairs of tiles, and goes through them in batches. Each of its warps takes every sixteenth unit, whose words
-// it asks for some pairs ahead. The sum of a slice and its scale wait in shared memory until all slices of the batch are there; then
+// A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every sixteenth unit of a tile, through a
+// ring of its own in shared memory, some units ahead. The loops are not unrolled: what runs once waits for its instructions longer
+// than for anything else. The sum of a slice and its scale wait in shared memory until all slices of the batch are there; then
 // they are added, slices ascending.
 #include <algorithm>
 
@@ -12,12 +13,12 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr size_t kBatchBytes = 64 << 10;  // that the sums of a batch may take, if it is not a single pair
+constexpr size_t kBatchBytes = 64 << 10;  // that the sums of a batch may take, if it is not a single tile
 
 /// Of a launch.
 struct PlanesWork : SignWork {
-  int32_t tiles;  // of the run, padded to an even number
-  int32_t batch;  // tiles
+  int32_t tiles;  // of the run
+  int32_t batch;  // of tiles
   bool several;   // batches, and room for the sums of two
 };
 
@@ -25,9 +26,10 @@ struct PlanesWork : SignWork {
 template <int Rows>
 constexpr int kFours = (Rows + 3) / 4;
 
-/// Pairs of units on the way to a warp, as many as registers allow.
-template <int Rows>
-constexpr int kAhead = Rows == 8 ? 1 : 3;
+/// Units on the way to a warp, one of them at hand; each with its scales behind its words.
+constexpr int kRing = 8;
+constexpr int kUnitBytes = 512 + 64;
+constexpr size_t kRingBytes = static_cast<size_t>(kWarps) * kRing * kUnitBytes;
 
 /// Floats that wait for a tile and a slice: [step row][16 rows] of a sum and what it is to be multiplied by.
 template <int Rows>
@@ -100,26 +102,18 @@ struct Planes {
   }
 };
 
-/// The pairs of units of a warp that come next: batch after batch, in a batch unit after unit, of a unit pair after pair of tiles.
+/// The units of a warp that come next: batch after batch, in a batch unit after unit, of a unit tile after tile.
 struct UnitCursor {
   const SignWeights& weights;
   const int end, batch, warp;
   int first, last, tile, unit;  // the batch has tiles first .. last - 1
-  size_t at;                    // unit_index of the first of the pair
 
   __device__ UnitCursor(const SignWeights& w, int begin, int end_, int batch_, int warp_)
       : weights(w), end(warp_ < w.units ? end_ : begin), batch(batch_), warp(warp_), first(begin),
-        last(min(begin + batch_, end_)), tile(begin), unit(warp_) {
-    find();
-  }
+        last(min(begin + batch_, end_)), tile(begin), unit(warp_) {}
   __device__ bool done() const { return first >= end; }
   __device__ void next() {
-    tile += 2;
-    if (tile < last) {
-      at += 2;
-      if (tile % 8 == 0) find();
-      return;
-    }
+    if (++tile < last) return;
     unit += kWarps;
     if (unit >= weights.units) {
       unit = warp;
@@ -127,60 +121,42 @@ struct UnitCursor {
       last = min(first + batch, end);
     }
     tile = first;
-    find();
-  }
-
- private:
-  __device__ void find() { at = weights.unit_index(tile, unit); }
-};
-
-/// A pair of units on its way: the words of a lane, and scales. Rows == 1: of row lane % 16 of slice lane / 16; else of rows lane / 4 and
-/// lane / 4 + 8 of both slices.
-template <int Rows>
-struct UnitPair {
-  uint4 words[2];
-  uint2 scales[2];
-
-  __device__ void fetch(const SignWeights& w, size_t unit, int lane) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      words[i] = load_streaming(w.words + (unit + static_cast<size_t>(i)) * 32 + lane);
-      const uint2* from = w.scales + (unit + static_cast<size_t>(i)) * 8;
-      if constexpr (Rows == 1) {
-        scales[i].x = __ldg(reinterpret_cast<const unsigned short*>(from + lane % 8) + lane / 16 * 2 + lane / 8 % 2);
-      } else {
-        scales[i] = __ldg(from + lane / 4);
-      }
-    }
   }
 };
 
 template <int Bits, int Rows, Epilogue E>
-__global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork work) {
+__global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_kernel(PlanesWork work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   using P = Planes<Bits, Rows>;
   const SignWeights& w = work.weights;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int slices = 2 * w.units;
-  // A stretch of pairs of tiles for each block.
+  // A stretch of tiles for each block.
   const auto stretch = [&](int block) {
-    return 2 * static_cast<int>(static_cast<int64_t>(work.tiles / 2) * block / static_cast<int>(gridDim.x));
+    return static_cast<int>(static_cast<int64_t>(work.tiles) * block / static_cast<int>(gridDim.x));
   };
   const int begin = stretch(static_cast<int>(blockIdx.x)), end = stretch(static_cast<int>(blockIdx.x) + 1);
-  auto* parts = reinterpret_cast<int32_t*>(shared) + warp * 128;  // [slice][16][4], where the lanes of a quad meet
-  auto* sums = reinterpret_cast<float*>(shared) + (Rows == 1 ? kWarps * 128 : 0);
+  unsigned char* ring = shared + warp * kRing * kUnitBytes;
+  auto* parts = reinterpret_cast<int32_t*>(shared + kRingBytes) + warp * 128;  // [slice][16][4], where the lanes of a quad meet
+  auto* sums = reinterpret_cast<float*>(shared + kRingBytes) + (Rows == 1 ? kWarps * 128 : 0);
   const int tile_floats = slices * kSliceFloats<Rows>;
   start_successor();
 
   UnitCursor ahead(w, begin, end, work.batch, warp);
-  UnitPair<Rows> ring[kAhead<Rows>];
-  const auto fetch = [&](UnitPair<Rows>& pair) {
-    if (ahead.done()) return;
-    pair.fetch(w, ahead.at, lane);
-    ahead.next();
+  unsigned in = 0, out = 0;
+  const auto fetch = [&] {
+    if (!ahead.done()) {
+      unsigned char* to = ring + in % kRing * kUnitBytes;
+      const size_t unit = w.unit_index(ahead.tile, ahead.unit);
+      copy_async(to + lane * 16, w.words + unit * 32 + static_cast<size_t>(lane));
+      if (lane < 4) copy_async(to + 512 + lane * 16, reinterpret_cast<const uint4*>(w.scales) + unit * 4 + static_cast<size_t>(lane));
+      ahead.next();
+    }
+    ++in;
+    commit_copies();
   };
-#pragma unroll
-  for (auto& pair : ring) fetch(pair);
+#pragma unroll 1
+  for (int i = 0; i < kRing - 1; ++i) fetch();
 
   P next_planes[2];
   const auto load_planes = [&](int unit) {
@@ -190,10 +166,11 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
   wait_for_predecessor();
   load_planes(warp);
 
-  int which = 0, turn = 0;  // of two batches, of the ring
+  int which = 0;  // of two batches
   for (int first = begin; first < end; first += work.batch, which ^= work.several) {
     const int tiles = min(work.batch, end - first);
     float* batch_sums = sums + static_cast<size_t>(which) * static_cast<size_t>(work.batch) * static_cast<size_t>(tile_floats);
+#pragma unroll 1
     for (int unit = warp; unit < w.units; unit += kWarps) {
       P planes[2];
 #pragma unroll
@@ -204,8 +181,15 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
         load_planes(warp);
       }
       auto* to = reinterpret_cast<float2*>(batch_sums + 2 * unit * kSliceFloats<Rows>);
-      const auto multiply = [&](const uint4& words, const uint2& scales) {  // a tile
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile, to += tile_floats / 2) {
+        wait_copies<kRing - 2>();
+        __syncwarp();  // the scales are other lanes' copies
+        const unsigned char* slot = ring + out++ % kRing * kUnitBytes;
+        const uint4 words = reinterpret_cast<const uint4*>(slot)[lane];
+        const unsigned char* scales = slot + 512;
         if constexpr (Rows == 1) {
+          const uint32_t scale = reinterpret_cast<const unsigned short*>(scales)[lane % 8 * 4 + lane / 16 * 2 + lane / 8 % 2];
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
             int sum[2];
@@ -214,17 +198,20 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
             parts[64 * s + lane + 32] = sum[1];
           }
           __syncwarp();
+          fetch();
           const int4 part = reinterpret_cast<const int4*>(parts)[lane];
-          __syncwarp();
           const int count = part.x + 4 * part.y + 16 * part.z + 64 * part.w;
           const bool second = lane >= 16;
           to[lane] = make_float2(
               static_cast<float>((Bits == 1 ? 2 * count : count) - (second ? planes[1].sum[0] : planes[0].sum[0])),
-              __fmul_rn(half_bits_to_float(scales.x), second ? planes[1].scale[0] : planes[0].scale[0]));
+              __fmul_rn(half_bits_to_float(scale), second ? planes[1].scale[0] : planes[0].scale[0]));
         } else {
+          const uint2 pairs = reinterpret_cast<const uint2*>(scales)[lane / 4];
+          __syncwarp();
+          fetch();
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
-            const uint32_t pair = s == 0 ? scales.x : scales.y;
+            const uint32_t pair = s == 0 ? pairs.x : pairs.y;
 #pragma unroll
             for (int f = 0; f < kFours<Rows>; ++f) {
               int sum[2];
@@ -237,22 +224,6 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
               }
             }
           }
-        }
-        to += tile_floats / 2;
-      };
-      const auto take = [&](UnitPair<Rows>& pair) {
-        const UnitPair<Rows> now = pair;
-        fetch(pair);
-        multiply(now.words[0], now.scales[0]);
-        multiply(now.words[1], now.scales[1]);
-      };
-      for (int tile = 0; tile < tiles; tile += 2) {
-        // The ring's registers must be known when this is compiled.
-        if constexpr (kAhead<Rows> == 3) {
-          turn == 0 ? take(ring[0]) : turn == 1 ? take(ring[1]) : take(ring[2]);
-          turn = turn == 2 ? 0 : turn + 1;
-        } else {
-          take(ring[0]);
         }
       }
     }
@@ -290,20 +261,20 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
 
 template <int Bits, int Rows, Epilogue E>
 void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
-  const int blocks = std::min(work.tiles / 2, multiprocessors);
-  const int most = 2 * ((work.tiles / 2 + blocks - 1) / blocks);
+  const int blocks = std::min(work.tiles, multiprocessors);
+  const int most = (work.tiles + blocks - 1) / blocks;
   const auto batch_bytes = [&] {
     return static_cast<size_t>(work.batch) * static_cast<size_t>(2 * work.weights.units) * kSliceFloats<Rows> * sizeof(float);
   };
   work.batch = most;
-  while (work.batch > 2 && batch_bytes() > kBatchBytes) work.batch -= 2;
+  while (work.batch > 1 && batch_bytes() > kBatchBytes) --work.batch;
   work.several = work.batch < most && batch_bytes() <= kBatchBytes;
   static const bool allowed = [] {
     allow_shared(multiply_planes_kernel<Bits, Rows, E>, 227 << 10);
     return true;
   }();
   static_cast<void>(allowed);
-  const size_t shared = (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) + (work.several ? 2 : 1) * batch_bytes();
+  const size_t shared = kRingBytes + (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) + (work.several ? 2 : 1) * batch_bytes();
   launch(multiply_planes_kernel<Bits, Rows, E>, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true},
          stream, work);
 }
@@ -323,7 +294,7 @@ void choose_epilogue(const PlanesWork& work, Epilogue epilogue, int multiprocess
 }  // namespace
 
 void multiply_planes(const SignProduct& product, int multiprocessors, cudaStream_t stream) {
-  const PlanesWork work{work_of(product), static_cast<int32_t>((product.run->rows + 31) / 32 * 2), 0, false};
+  const PlanesWork work{work_of(product), static_cast<int32_t>((product.run->rows + 15) / 16), 0, false};
   const auto choose_rows = [&]<int Bits>() {
     if (product.rows == 1) return choose_epilogue<Bits, 1>(work, product.epilogue, multiprocessors, stream);
     if (product.rows <= 4) return choose_epilogue<Bits, 4>(work, product.epilogue, multiprocessors, stream);
