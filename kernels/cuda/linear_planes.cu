@@ -1,8 +1,10 @@
-// Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of one-bit operands.
+// Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of
+// one-bit operands.
 //
-// A block has a stretch of pairs of tiles, and goes through them in batches. Each of its warps takes every sixteenth unit, whose words
-// it asks for some pairs ahead. The counts of a slice, combined as far as a lane has them, wait in shared memory until all
-// slices of the batch are there; then they are scaled and added, slices ascending.
+// A block has a stretch of pairs of tiles, and goes through them in batches. Each of its warps takes every
+// sixteenth unit, whose words it asks for some pairs ahead. The counts of a slice, combined as far as a lane
+// has them, wait in shared memory until all slices of the batch are there; then they are scaled and added,
+// slices ascending.
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
@@ -12,7 +14,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kAhead = 3;                // pairs of units on the way to a warp
+constexpr int kAhead = 3;                 // pairs of units on the way to a warp
 constexpr size_t kBatchBytes = 64 << 10;  // that the sums of a batch may take, if it is not a single pair
 
 /// Of a launch.
@@ -28,8 +30,10 @@ constexpr int kFours = (Rows + 3) / 4;
 
 /// Shared memory of a block, in this order.
 ///
-///   sums         [tile][four][slice][16 rows][4]: of a row of weights, for each of four rows of the step; or of one row, in four parts
-///                that are to be added as 1, 4, 16 and 64 times; twice, for the batch at hand and the one before
+///   sums         [tile][four][slice][16 rows][4]: of a row of weights, for each of four rows of the step; or
+///   of one row, in four parts
+///                that are to be added as 1, 4, 16 and 64 times; twice, for the batch at hand and the one
+///                before
 ///   scales       [tile][unit][8], twice
 template <int Bits, int Rows>
 struct PlanesShared {
@@ -54,8 +58,8 @@ struct PlanesShared {
   }
 };
 
-/// The planes of one row of the step (Rows == 1), which the lanes of a quad share, or of four, of which each lane of a quad has
-/// one: the operands of a slice.
+/// The planes of one row of the step (Rows == 1), which the lanes of a quad share, or of four, of which each
+/// lane of a quad has one: the operands of a slice.
 template <int Bits, int Rows>
 struct Planes {
   static constexpr int kPlanes = Bits == 1 ? kBits1Planes : kBits2Planes;
@@ -90,15 +94,16 @@ struct Planes {
     }
   }
 
-  /// The sums of weight rows lane / 4 and lane / 4 + 8 for the lane's row; with Rows == 1 the lane's part of them, which is to be
-  /// multiplied by 4^(lane & 3).
+  /// The sums of weight rows lane / 4 and lane / 4 + 8 for the lane's row; with Rows == 1 the lane's part of
+  /// them, which is to be multiplied by 4^(lane & 3).
   __device__ void multiply(uint32_t first, uint32_t second, int f, int lane, int (&sum)[2]) const {
     const uint32_t a[2] = {first, second};
     if constexpr (Rows == 1) {
       int c[4], e[4];
       mma_bits(c, a, words[0][0]);
       mma_bits(e, a, words[0][1]);
-      // Planes from 8 on are with the first lane, and plane 10, the sign of weights of two bits, with the second.
+      // Planes from 8 on are with the first lane, and plane 10, the sign of weights of two bits, with the
+      // second.
       const int even = Bits == 2 && (lane & 3) != 0 ? -256 : 256, odd = Bits == 1 ? -512 : 512;
 #pragma unroll
       for (int i = 0; i < 2; ++i) sum[i] = c[2 * i] + 2 * c[2 * i + 1] + e[2 * i] * even + e[2 * i + 1] * odd;
@@ -117,7 +122,8 @@ struct Planes {
   }
 };
 
-/// The pairs of units of a warp that come next: batch after batch, in a batch unit after unit, of a unit pair after pair of tiles.
+/// The pairs of units of a warp that come next: batch after batch, in a batch unit after unit, of a unit pair
+/// after pair of tiles.
 struct UnitCursor {
   const SignWeights& weights;
   const int end, batch, warp, lane;
@@ -125,8 +131,15 @@ struct UnitCursor {
   const uint4* at;
 
   __device__ UnitCursor(const SignWeights& w, int begin, int end_, int batch_, int warp_, int lane_)
-      : weights(w), end(warp_ < w.units ? end_ : begin), batch(batch_), warp(warp_), lane(lane_), first(begin),
-        last(min(begin + batch_, end_)), tile(begin), unit(warp_) {
+      : weights(w),
+        end(warp_ < w.units ? end_ : begin),
+        batch(batch_),
+        warp(warp_),
+        lane(lane_),
+        first(begin),
+        last(min(begin + batch_, end_)),
+        tile(begin),
+        unit(warp_) {
     find();
   }
   __device__ bool done() const { return first >= end; }
@@ -172,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
 
   UnitCursor ahead(w, begin, end, work.batch, warp, lane);
   uint4 ring[kAhead][2];
-  const auto fetch = [&](uint4 (&pair)[2]) {
+  const auto fetch = [&](uint4(&pair)[2]) {
     if (ahead.done()) return;
     pair[0] = load_streaming(ahead.at);
     pair[1] = load_streaming(ahead.at + 32);
@@ -180,13 +193,13 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
   };
 #pragma unroll
   for (auto& pair : ring) fetch(pair);
-  const auto fetch_scales = [&](int first, int which) {  // of a batch
+  const auto fetch_scales = [&](int first, int which) {                     // of a batch
     const int chunks = max(0, min(work.batch, end - first)) * w.units * 4;  // of 16 bytes
     unsigned char* to = shared + layout.scales + static_cast<size_t>(which) * layout.batch_scales;
     for (int i = thread; i < chunks; i += kThreads) {
       const int unit = i / 4 % w.units, tile = i / 4 / w.units;
-      copy_async(to + i * 16, reinterpret_cast<const uint8_t*>(w.scales) + w.unit_index(first + tile, unit) * 64 +
-                                  static_cast<size_t>(i % 4 * 16));
+      copy_async(to + i * 16, reinterpret_cast<const uint8_t*>(w.scales) +
+                                  w.unit_index(first + tile, unit) * 64 + static_cast<size_t>(i % 4 * 16));
     }
     commit_copies();
   };
@@ -200,10 +213,9 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
       if (slice >= work.slices) {  // its weights are nothing's
         next_planes[s].clear();
       } else {
-        next_planes[s].load(
-            reinterpret_cast<const uint32_t*>(work.in.data) +
-                static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * P::kWords,
-            work.rows, lane);
+        next_planes[s].load(reinterpret_cast<const uint32_t*>(work.in.data) +
+                                static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * P::kWords,
+                            work.rows, lane);
       }
     }
   };
@@ -224,7 +236,8 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
   int turn = 0;  // of the ring
   for (int first = begin; first < end; first += work.batch, which ^= several) {
     const int tiles = min(work.batch, end - first);
-    auto* sums = reinterpret_cast<int32_t*>(shared + layout.sums + static_cast<size_t>(which) * layout.batch_sums);
+    auto* sums =
+        reinterpret_cast<int32_t*>(shared + layout.sums + static_cast<size_t>(which) * layout.batch_sums);
     for (int unit = warp; unit < w.units; unit += kWarps) {
       P planes[2];
 #pragma unroll
@@ -248,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
         }
         to += layout.tile_sums;
       };
-      const auto take = [&](uint4 (&pair)[2]) {
+      const auto take = [&](uint4(&pair)[2]) {
         const uint4 a = pair[0], b = pair[1];
         fetch(pair);
         multiply(a);
@@ -265,23 +278,25 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
     __syncthreads();
     if (several) fetch_scales(first + work.batch, which ^ 1);
 
-    const auto* scales =
-        reinterpret_cast<const uint2*>(shared + layout.scales + static_cast<size_t>(which) * layout.batch_scales);
+    const auto* scales = reinterpret_cast<const uint2*>(shared + layout.scales +
+                                                        static_cast<size_t>(which) * layout.batch_scales);
     const auto scale_of = [&](int tile, int slice, int row) {  // of a row of weights in its tile
       const uint2 packed = scales[(tile * w.units + slice / 2) * 8 + row % 8];
       const uint32_t pair = slice & 1 ? packed.y : packed.x;
       return half_bits_to_float(row < 8 ? pair : pair >> 16);
     };
     const auto sum_of = [&](int slice, int row) {  // of the activations of a row of the step
-      return Bits == 1 ? activation_sums[2 * slice * Rows + row] + activation_sums[(2 * slice + 1) * Rows + row]
-                       : activation_sums[slice * Rows + row];
+      return Bits == 1
+                 ? activation_sums[2 * slice * Rows + row] + activation_sums[(2 * slice + 1) * Rows + row]
+                 : activation_sums[slice * Rows + row];
     };
     if constexpr (Rows == 1) {
       // Sum and scale of every slice, in the place of the parts, by all threads.
       for (int i = thread; i < tiles * slices * 16; i += kThreads) {
         const int row = i % 16, slice = i / 16 % slices, tile = i / 16 / slices;
         if (slice >= work.slices) continue;
-        int4* at = reinterpret_cast<int4*>(sums + static_cast<size_t>(tile) * layout.tile_sums) + slice * 16 + row;
+        int4* at =
+            reinterpret_cast<int4*>(sums + static_cast<size_t>(tile) * layout.tile_sums) + slice * 16 + row;
         const int4 parts = *at;
         const int count = parts.x + 4 * parts.y + 16 * parts.z + 64 * parts.w;
         const float scale = activation_scales[Bits == 1 ? slice : slice / 2];
@@ -295,13 +310,15 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
     for (int item = thread; item < tiles * 16 * (Rows == 1 ? 1 : work.rows); item += kThreads) {
       const int row = item % 16, tile = Rows == 1 ? item / 16 : item / 16 % tiles;
       const int step_row = Rows == 1 ? 0 : item / 16 / tiles;
-      const int column = row < 8 ? work.low_column(first + tile, row) : work.high_column(first + tile, row - 8);
+      const int column =
+          row < 8 ? work.low_column(first + tile, row) : work.high_column(first + tile, row - 8);
       float* to = work.out.data + step_row * work.out.stride + column;
       float before = 0;
       if constexpr (E == Epilogue::kAdd) {
         if (column >= 0) before = __ldcg(to);
       }
-      const int32_t* from = sums + static_cast<size_t>(tile) * layout.tile_sums + step_row / 4 * slices * 64 + row * 4;
+      const int32_t* from =
+          sums + static_cast<size_t>(tile) * layout.tile_sums + step_row / 4 * slices * 64 + row * 4;
       float y = 0;
 #pragma unroll 8
       for (int s = 0; s < work.slices; ++s) {
