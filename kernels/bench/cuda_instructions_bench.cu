@@ -1,4 +1,5 @@
-// What the hardware allows: rates of matrix instructions, of reading memory, and what a kernel in a graph costs.
+// What the hardware allows: rates of matrix instructions, of reading memory, and what a kernel in a graph
+// costs.
 //   cuda_instructions_bench
 #include <algorithm>
 #include <cstdio>
@@ -35,14 +36,16 @@ enum Kind { kU8S8, kF16, kBits128, kBits256, kLogic, kShuffle, kDp4a };
 
 __device__ void mma_bits128(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
   asm volatile(
-      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, "
+      "%2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
 __device__ void mma_bits256(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
-      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+      "%9}, {%0, "
       "%1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -65,7 +68,8 @@ __global__ void rate(long long* cycles, int* sink) {
         mma_bits128(d[j], half, b[0]);
       }
       if constexpr (K == kBits256) mma_bits256(d[j], a, b);
-      if constexpr (K == kLogic) asm volatile("lop3.b32 %0, %0, %1, %2, 0x96;" : "+r"(d[j][0]) : "r"(a[1]), "r"(b[0]));
+      if constexpr (K == kLogic)
+        asm volatile("lop3.b32 %0, %0, %1, %2, 0x96;" : "+r"(d[j][0]) : "r"(a[1]), "r"(b[0]));
       if constexpr (K == kShuffle) d[j][0] = __shfl_xor_sync(~0u, d[j][0], 1);
       if constexpr (K == kDp4a) d[j][0] = __dp4a(static_cast<int>(a[0]), static_cast<int>(b[0]), d[j][0]);
     }
@@ -86,7 +90,8 @@ __global__ void wgmma_rate(long long* cycles, int* sink) {
   uint32_t a[8][4];
   for (auto& x : a)
     for (auto& y : x) y = 0x3c003c00u + threadIdx.x;
-  for (int i = threadIdx.x; i < N * 256 / 4; i += blockDim.x) reinterpret_cast<uint32_t*>(shared)[i] = 0x3c003c00u;
+  for (int i = threadIdx.x; i < N * 256 / 4; i += blockDim.x)
+    reinterpret_cast<uint32_t*>(shared)[i] = 0x3c003c00u;
   fence_async();
   __syncthreads();
   const long long begin = clock64();
@@ -147,7 +152,8 @@ __global__ void barriers(unsigned* counter, int count) {
 
 __global__ void subnormals(float* out) {
   float d[4]{};
-  const uint32_t a[4] = {0x00010001, 0x00010001, 0x00010001, 0x00010001}, b[2] = {0x64006400, 0x64006400};  // 2^-24, 1024
+  const uint32_t a[4] = {0x00010001, 0x00010001, 0x00010001, 0x00010001},
+                 b[2] = {0x64006400, 0x64006400};  // 2^-24, 1024
   mma_f16(d, a, b);
   out[threadIdx.x] = d[0];
 }
@@ -175,8 +181,8 @@ void report_wgmma(cudaStream_t stream, int blocks, long long* cycles, int* sink)
     check(cudaStreamSynchronize(stream), "running");
     check(cudaMemcpy(&taken, cycles, sizeof taken, cudaMemcpyDeviceToHost), "copy");
     const double each = static_cast<double>(taken) / (kLoops * groups);
-    std::printf("wgmma m64n%dk16, %d groups: %.1f cycles each, %.0f products a cycle and SM\n", N, groups, each,
-                64.0 * N * 16 / each);
+    std::printf("wgmma m64n%dk16, %d groups: %.1f cycles each, %.0f products a cycle and SM\n", N, groups,
+                each, 64.0 * N * 16 / each);
   }
 }
 
@@ -234,7 +240,8 @@ int main() {
       std::printf("reading, %d x %d threads: %.0f GB/s\n", per_sm, threads, bytes / ms * 1e-6);
     }
   }
-  const float copy = best_ms(stream, 10, [&] { cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream); });
+  const float copy =
+      best_ms(stream, 10, [&] { cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream); });
   std::printf("copying: %.0f GB/s, read and written\n", 2 * bytes / copy * 1e-6);
   for (size_t part : {size_t{2} << 20, size_t{13} << 20, size_t{40} << 20}) {  // as a layer's matrices are
     const float ms = best_ms(stream, 10, [&] {
@@ -254,8 +261,8 @@ int main() {
       check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
       for (int i = 0; i < kKernels; ++i) {
         if (early) {
-          launch(small<true>, {dim3(sms), dim3(threads), 0, true}, stream, reinterpret_cast<const float4*>(from),
-                 reinterpret_cast<float4*>(to));
+          launch(small<true>, {dim3(sms), dim3(threads), 0, true}, stream,
+                 reinterpret_cast<const float4*>(from), reinterpret_cast<float4*>(to));
         } else {
           launch(small<false>, {dim3(sms), dim3(threads)}, stream, reinterpret_cast<const float4*>(from),
                  reinterpret_cast<float4*>(to));

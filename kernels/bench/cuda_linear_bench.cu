@@ -1,5 +1,6 @@
-// Times products of the 8B shape on a GPU, as kernels of one graph that start early, over so many matrices that no cache holds them,
-// with their share of what memory and the matrix units allow, and tiles of every shape: cuda_linear_bench.
+// Times products of the 8B shape on a GPU, as kernels of one graph that start early, over so many matrices
+// that no cache holds them, with their share of what memory and the matrix units allow, and tiles of every
+// shape: cuda_linear_bench.
 #include <algorithm>
 #include <cstdio>
 #include <vector>
@@ -68,11 +69,13 @@ int main() {
   cudaStream_t stream;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   const size_t weight_bytes = size_t{400} << 20;
-  const DeviceMemory words(weight_bytes, "weights"), scales(weight_bytes / 8, "scales"), counts(256, "counts"),
-      bad(256, "bad"), norm(1 << 20, "norm");
+  const DeviceMemory words(weight_bytes, "weights"), scales(weight_bytes / 8, "scales"),
+      counts(256, "counts"), bad(256, "bad"), norm(1 << 20, "norm");
   launch(fill, {dim3(1024), dim3(256)}, stream, words.at<uint32_t>(), weight_bytes / 4, 1u, ~0u, 0u);
-  launch(fill, {dim3(1024), dim3(256)}, stream, scales.at<uint32_t>(), weight_bytes / 32, 2u, 0x03ff03ffu, 0x20002000u);
-  launch(fill, {dim3(64), dim3(256)}, stream, norm.at<uint32_t>(), size_t{1} << 18, 3u, 0x007fffffu, 0x3f800000u);
+  launch(fill, {dim3(1024), dim3(256)}, stream, scales.at<uint32_t>(), weight_bytes / 32, 2u, 0x03ff03ffu,
+         0x20002000u);
+  launch(fill, {dim3(64), dim3(256)}, stream, norm.at<uint32_t>(), size_t{1} << 18, 3u, 0x007fffffu,
+         0x3f800000u);
   check(cudaMemset(counts.at<void>(), 0, 256), "counts");
   check(cudaMemset(bad.at<void>(), 0xff, 256), "bad");
   StepView step{};
@@ -85,12 +88,17 @@ int main() {
                         {"down", 4096, 12288, Epilogue::kAdd},
                         {"output", 151669, 4096, Epilogue::kStore}};
   for (const Case& c : cases) {
-    const auto tiles = static_cast<int32_t>((c.rows + 127) / 128 * 8), units = static_cast<int32_t>(c.columns / 256);
+    const auto tiles = static_cast<int32_t>((c.rows + 127) / 128 * 8),
+               units = static_cast<int32_t>(c.columns / 256);
     const auto matrix_units = static_cast<size_t>(tiles) * static_cast<size_t>(units);
     const int copies = static_cast<int>(std::min<size_t>(24, weight_bytes / (matrix_units * 512)));
     std::vector<MatrixRun> runs;
     for (int i = 0; i < copies; ++i) {
-      runs.push_back({DataType::kQ1_0, 0, c.rows, c.columns, c.epilogue == Epilogue::kSwiglu,
+      runs.push_back({DataType::kQ1_0,
+                      0,
+                      c.rows,
+                      c.columns,
+                      c.epilogue == Epilogue::kSwiglu,
                       {1, tiles, units, words.at<const uint4>(static_cast<size_t>(i) * matrix_units * 512),
                        scales.at<const uint2>(static_cast<size_t>(i) * matrix_units * 64)},
                       nullptr});
@@ -102,13 +110,15 @@ int main() {
       const DeviceMemory quantized(size.data + size.scales + size.sums, "rows"),
           x(static_cast<size_t>(rows) * static_cast<size_t>(c.columns) * 4, "x"),
           y(static_cast<size_t>(rows) * static_cast<size_t>(c.rows) * 4, "y");
-      launch(fill, {dim3(256), dim3(256)}, stream, x.at<uint32_t>(), x.size() / 4, 5u, 0x807fffffu, 0x3f000000u);
+      launch(fill, {dim3(256), dim3(256)}, stream, x.at<uint32_t>(), x.size() / 4, 5u, 0x807fffffu,
+             0x3f000000u);
       check(cudaMemsetAsync(y.at<void>(), 0, y.size(), stream), "y");
       const Quantized in{layout, rows, quantized.at<uint8_t>(), quantized.at<float>(size.data),
                          quantized.at<int32_t>(size.data + size.scales)};
       const FloatRows floats{x.at<float>(), c.columns}, out{y.at<float>(), c.rows};
-      const Preparation prepare{floats, static_cast<int32_t>(c.columns), {norm.at<const float>(), 1e-6f}, 0, {}, 1,
-                                {in}, {0, false}};
+      const Preparation prepare{
+          floats,    static_cast<int32_t>(c.columns), {norm.at<const float>(), 1e-6f}, 0, {}, 1, {in},
+          {0, false}};
       const double bytes = static_cast<double>(c.rows) * static_cast<double>(c.columns) * 18 / 128;
       const double flops = 2.0 * static_cast<double>(c.rows) * static_cast<double>(c.columns) * rows;
       const auto report = [&](const char* what, double seconds) {
@@ -136,7 +146,8 @@ int main() {
           multiply_tiles(product, tile, stream);
         };
         char name[32];
-        std::snprintf(name, sizeof name, "tile %d%s", tile, tile == tile_of(c.rows, rows, multiprocessors) ? " (taken)" : "");
+        std::snprintf(name, sizeof name, "tile %d%s", tile,
+                      tile == tile_of(c.rows, rows, multiprocessors) ? " (taken)" : "");
         report(name, seconds_of(stream, launches, multiply));
       }
     }

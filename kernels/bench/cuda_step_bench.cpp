@@ -1,5 +1,5 @@
-// Times whole steps of a random model of the 1.7B or 8B shape on a GPU, as a model runs them, with their share of what the GPU's
-// memory or its matrix units allow: cuda_step_bench [8b | 1.7b] [layers] [case].
+// Times whole steps of a random model of the 1.7B or 8B shape on a GPU, as a model runs them, with their
+// share of what the GPU's memory or its matrix units allow: cuda_step_bench [8b | 1.7b] [layers] [case].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -54,7 +54,9 @@ double seconds_of(Device& device, const std::shared_ptr<Plan>& plan, const Step&
 
 int main(int argc, char** argv) {
   const bool large = argc < 2 || std::string(argv[1]) == "8b";
-  const test::MiniModel model{.layers = argc > 2 ? std::atoi(argv[2]) : large ? 36 : 28,
+  const test::MiniModel model{.layers = argc > 2 ? std::atoi(argv[2])
+                                        : large  ? 36
+                                                 : 28,
                               .hidden = large ? 4096 : 2048,
                               .heads = large ? 32 : 16,
                               .kv_heads = 8,
@@ -93,16 +95,18 @@ int main(int argc, char** argv) {
   };
   std::printf("%-40s %9s %10s %9s %9s\n", "step", "us", "tokens/s", "of bytes", "of flops");
   int index = 0;
-  for (const Case& c : {Case{1, 1, 64, 31, 9}, Case{1, 1, 512, 31, 5}, Case{1, 1, 2048, 31, 5}, Case{4, 1, 64, 31, 5},
-                        Case{8, 1, 64, 31, 5}, Case{16, 1, 64, 31, 5}, Case{32, 1, 64, 31, 5}, Case{64, 1, 64, 31, 5},
-                        Case{1, 128, 128, 0, 9}, Case{1, 512, 512, 0, 9}}) {
+  for (const Case& c :
+       {Case{1, 1, 64, 31, 9}, Case{1, 1, 512, 31, 5}, Case{1, 1, 2048, 31, 5}, Case{4, 1, 64, 31, 5},
+        Case{8, 1, 64, 31, 5}, Case{16, 1, 64, 31, 5}, Case{32, 1, 64, 31, 5}, Case{64, 1, 64, 31, 5},
+        Case{1, 128, 128, 0, 9}, Case{1, 512, 512, 0, 9}}) {
     if (only >= 0 && only != index++) continue;
     const double seconds =
         seconds_of(*device, plan, make_step(model, c.sequences, c.rows, c.context, c.following), c.runs);
     const double bytes = (layers + head) * 18 / 128 + 4.0 * kv * model.layers * c.sequences * c.context;
     const double flops = 2 * (layers * c.sequences * c.rows + head * c.sequences);
-    std::printf("%3d x %3d rows at %4d %*s %9.1f %10.0f %8.1f%% %8.1f%%\n", c.sequences, c.rows, c.context, 17, "",
-                seconds * 1e6, c.sequences * c.rows / seconds, 100 * bytes / bounds.bytes_per_second / seconds,
+    std::printf("%3d x %3d rows at %4d %*s %9.1f %10.0f %8.1f%% %8.1f%%\n", c.sequences, c.rows, c.context,
+                17, "", seconds * 1e6, c.sequences * c.rows / seconds,
+                100 * bytes / bounds.bytes_per_second / seconds,
                 100 * flops / bounds.flops_per_second / seconds);
   }
   return 0;

@@ -33,7 +33,8 @@ class CpuDevice final : public QueuedDevice {
     return CpuMatrix::pack(sources, columns, pool(), arena_);
   }
   std::shared_ptr<QueuedSlots> make_slots(std::shared_ptr<QueuedPlan> plan, AdapterSlotsSpec spec) override {
-    return std::make_shared<CpuAdapterSlots>(std::static_pointer_cast<CpuPlan>(std::move(plan)), std::move(spec));
+    return std::make_shared<CpuAdapterSlots>(std::static_pointer_cast<CpuPlan>(std::move(plan)),
+                                             std::move(spec));
   }
 
   const Tier& tier_;

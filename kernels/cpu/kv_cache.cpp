@@ -20,9 +20,7 @@ KvLayout layout_of(const KvShape& shape) {
 }  // namespace
 
 CpuKvCache::CpuKvCache(const KvShape& shape)
-    : KvCache(shape),
-      layout_(layout_of(shape)),
-      memory_(bytes(), PageSize::kHuge, "the KV cache") {}
+    : KvCache(shape), layout_(layout_of(shape)), memory_(bytes(), PageSize::kHuge, "the KV cache") {}
 
 size_t CpuKvCache::layer_bytes() const {
   return static_cast<size_t>(shape().blocks) * static_cast<size_t>(shape().kv_heads) * 2 * layout_.page_bytes;

@@ -1,8 +1,8 @@
 // How keys and values come into the pages of kv_cache.h, over F32x16; a tier's attention.cpp includes this
 // after choosing its simd.h.
 #pragma once
-#include "cpu/simd.h"
 #include "cpu/kv_cache.h"
+#include "cpu/simd.h"
 
 namespace niwaki {
 namespace {

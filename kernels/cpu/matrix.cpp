@@ -1,10 +1,11 @@
+#include "cpu/matrix.h"
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
 
-#include "cpu/matrix.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weight_memory.h"
 #include "niwaki/error.h"

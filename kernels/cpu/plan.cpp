@@ -7,10 +7,10 @@
 #include "cpu/adapter_slots.h"
 #include "cpu/attention_kernels.h"
 #include "cpu/lowest_row.h"
-#include "src/op_uses.h"
-#include "src/plan_check.h"
 #include "cpu/row_kernels.h"
 #include "niwaki/error.h"
+#include "src/op_uses.h"
+#include "src/plan_check.h"
 
 namespace niwaki {
 namespace {

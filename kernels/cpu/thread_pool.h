@@ -82,8 +82,8 @@ class ThreadPool {
  public:
   explicit ThreadPool(int threads);
   ~ThreadPool() { end(); }
-  /// Runs the jobs still queued, then ends the threads; nothing may be submitted any more. Never from a thread of the
-  /// pool.
+  /// Runs the jobs still queued, then ends the threads; nothing may be submitted any more. Never from a
+  /// thread of the pool.
   void end();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -1,7 +1,6 @@
-#include "cuda/attention.h"
-
 #include <algorithm>
 
+#include "cuda/attention.h"
 #include "cuda/attention_pages.h"
 #include "cuda/attention_sums.h"
 #include "cuda/attention_tiles.h"
@@ -17,9 +16,9 @@ template <int kDim, bool kQ8, Kind kKind>
 struct Block : StagedPages<kDim, kQ8, kKind> {
   using Base = StagedPages<kDim, kQ8, kKind>;
   using Part = typename Base::Part;
-  using Base::a, Base::at, Base::bring, Base::bring_all, Base::clear_values, Base::dim, Base::find, Base::group,
-      Base::halves, Base::lane, Base::next_phase, Base::place, Base::shared, Base::step, Base::sum_at, Base::wait_for,
-      Base::warp, Base::widen;
+  using Base::a, Base::at, Base::bring, Base::bring_all, Base::clear_values, Base::dim, Base::find,
+      Base::group, Base::halves, Base::lane, Base::next_phase, Base::place, Base::shared, Base::step,
+      Base::sum_at, Base::wait_for, Base::warp, Base::widen;
   using Base::Base;
 
   static constexpr bool kFused = kKind == Kind::kFused;
@@ -35,7 +34,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     constexpr int kParts = sizeof(AttentionItem) / 16;
     static_assert(sizeof(AttentionItem) == 16 * kParts);
     if (lane < kParts)
-      reinterpret_cast<uint4*>(&item_at(slot))[lane] = reinterpret_cast<const uint4*>(step.items + index)[lane];
+      reinterpret_cast<uint4*>(&item_at(slot))[lane] =
+          reinterpret_cast<const uint4*>(step.items + index)[lane];
   }
   __device__ int row_of(const AttentionItem& item, int unit) const {
     return item.first_row + (item.first_head + unit) / group();
@@ -48,10 +48,12 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     return item.position + (item.first_head + min(unit, item.units - 1)) / group();
   }
 
-  // Queries: units of whole sixteens, scaled, as float16. What is in the rows of units that the item does not have changes
-  // nothing: no unit sees another.
+  // Queries: units of whole sixteens, scaled, as float16. What is in the rows of units that the item does not
+  // have changes nothing: no unit sees another.
 
-  __device__ float query_scale() const { return 1.44269504f / sqrtf(static_cast<float>(dim)); }  // log2(e): powers of two
+  __device__ float query_scale() const {
+    return 1.44269504f / sqrtf(static_cast<float>(dim));
+  }  // log2(e): powers of two
 
   __device__ void load_queries(const AttentionItem& item) {
     const float scale = query_scale();
@@ -67,8 +69,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
       y = {y.x * scale, y.y * scale, y.z * scale, y.w * scale};
       *reinterpret_cast<uint4*>(place(shared + at.queries, unit, chunk)) = {
           pack_halves(x.x, x.y), pack_halves(x.z, x.w), pack_halves(y.x, y.y), pack_halves(y.z, y.w)};
-      if (!(fits_half(x.x) && fits_half(x.y) && fits_half(x.z) && fits_half(x.w) && fits_half(y.x) && fits_half(y.y) &&
-            fits_half(y.z) && fits_half(y.w)))
+      if (!(fits_half(x.x) && fits_half(x.y) && fits_half(x.z) && fits_half(x.w) && fits_half(y.x) &&
+            fits_half(y.y) && fits_half(y.z) && fits_half(y.w)))
         bad = min(bad, row);
     }
     if (bad != INT32_MAX) report_bad(step, a.op, bad);
@@ -77,7 +79,9 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   // Fused items: heads of q, and the keys and values of the rows, which are the last tokens of the context.
 
   /// The first token of the item that is a row of the step.
-  __device__ int first_fresh(const AttentionItem& item) const { return max(item.begin, item.position); }
+  __device__ int first_fresh(const AttentionItem& item) const {
+    return max(item.begin, item.position);
+  }
   /// Where the key (0) or value (1) of a fresh token is kept, as float16.
   __device__ unsigned char* fresh_row(const AttentionItem& item, int token, int which) const {
     return shared + at.fresh + ((token - item.position) * 2 + which) * (2 * dim);
@@ -146,15 +150,16 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
         permutation = task.token;
       }
       task.numbers.each(half, [&](int i, float2& x) {
-        *reinterpret_cast<uint32_t*>(row + place_chunk(permutation, i / 8, dim) * 16 + i % 8 * 2) = pack_halves(x.x, x.y);
+        *reinterpret_cast<uint32_t*>(row + place_chunk(permutation, i / 8, dim) * 16 + i % 8 * 2) =
+            pack_halves(x.x, x.y);
       });
       if (!fits && lane == 0) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
     }
   }
-  /// The keys or values of fresh tokens from `token` on, up to `end`, into step i, which begins at token `step_begin`; by
-  /// `threads` threads.
-  __device__ void put_fresh(const AttentionItem& item, int i, int which, int step_begin, int token, int end, int thread,
-                            int threads) const {
+  /// The keys or values of fresh tokens from `token` on, up to `end`, into step i, which begins at token
+  /// `step_begin`; by `threads` threads.
+  __device__ void put_fresh(const AttentionItem& item, int i, int which, int step_begin, int token, int end,
+                            int thread, int threads) const {
     if constexpr (kFused) {
       token = max(token, item.position);
       const int chunks = dim / 8;
@@ -200,7 +205,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   __device__ void load_values(uint32_t (&r)[4], int i, int pair, int k) const {
     load_matrices_transposed(r, pair_of_chunks(halves(i, 1), k * kPiece + lane % 16, pair, lane / 16));
   }
-  /// place(rows, row, 2 pair + which), written so that all pairs of a lane need one register: row % 8 is lane % 8 in all uses.
+  /// place(rows, row, 2 pair + which), written so that all pairs of a lane need one register: row % 8 is lane
+  /// % 8 in all uses.
   __device__ unsigned char* pair_of_chunks(unsigned char* rows, int row, int pair, int which) const {
     if (dim % 64 != 0) return place(rows, row, 2 * pair + which);
     const uint32_t first = (which ^ (lane & 7)) * 16;
@@ -216,8 +222,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     mma_f16(total, p, {kOnes, kOnes});
   }
 
-  /// Scores of sixteen units and tiles of 8 tokens from `token` on; those after the position of their unit become -inf. `seen`:
-  /// the positions of the lane's units.
+  /// Scores of sixteen units and tiles of 8 tokens from `token` on; those after the position of their unit
+  /// become -inf. `seen`: the positions of the lane's units.
   template <int kTiles>
   __device__ void mask(float (&s)[kTiles][4], int token, const int (&seen)[2]) const {
     token += lane % 4 * 2;
@@ -246,12 +252,13 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     return end >= item.end || end % item.span_tokens == 0;
   }
 
-  /// Up to sixteen units by all warps: each has a piece of every step for the scores, and then sixteen dimensions of every 64.
+  /// Up to sixteen units by all warps: each has a piece of every step for the scores, and then sixteen
+  /// dimensions of every 64.
   __device__ void attend_narrow(const AttentionItem& item) {
     constexpr int kParts = kDim == 0 ? 4 : kDim / 16 / kWarps;
     Sums<2 * kParts> sums;
     auto* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [step][warp][unit]
-    unsigned char* weights = shared + at.weights;                 // [unit][token], permuted as rows of 256 bytes are
+    unsigned char* weights = shared + at.weights;  // [unit][token], permuted as rows of 256 bytes are
     const int seen[2] = {position_of(item, lane / 4), position_of(item, lane / 4 + 8)};
     sums.clear();
 #pragma unroll 1
@@ -386,8 +393,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   }
 
   /// The weights of step i of the chunk for sixteen units; it begins at token `begin`.
-  __device__ void weigh(Sums<kDim / 8>& sums, int i, int begin, int first_unit, int first_seen, const int (&seen)[2],
-                        uint32_t (&p)[kPieces][4]) {
+  __device__ void weigh(Sums<kDim / 8>& sums, int i, int begin, int first_unit, int first_seen,
+                        const int (&seen)[2], uint32_t (&p)[kPieces][4]) {
     constexpr int kTiles = kStepTokens / 8;
     float s[kTiles][4];
 #pragma unroll
@@ -429,7 +436,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     const int first_unit = warp * 16;
     const int first_seen = position_of(item, first_unit);
     const int last_seen = first_unit < item.units ? position_of(item, first_unit + 15) : -1;
-    const int seen[2] = {position_of(item, first_unit + lane / 4), position_of(item, first_unit + lane / 4 + 8)};
+    const int seen[2] = {position_of(item, first_unit + lane / 4),
+                         position_of(item, first_unit + lane / 4 + 8)};
     sums.clear();
 #pragma unroll 1
     for (int begin = item.begin; begin < item.end; begin += kChunkTokens) {
@@ -484,7 +492,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         *reinterpret_cast<float2*>(sum_at(out, lane / 4, t * 8 + lane % 4 * 2)) = {sums.all[t][2 * u],
-                                                                             sums.all[t][2 * u + 1]};
+                                                                                   sums.all[t][2 * u + 1]};
       }
       __syncwarp();
 #pragma unroll 2
@@ -520,7 +528,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     if (a.out != nullptr) *reinterpret_cast<float4*>(a.out + row * a.out_stride + head * dim + column) = x;
     if constexpr (kDim == kGroup) {
       if (!a.quantize) return;
-      if (!quantize_group(a.quantized, row, head, {x.x, x.y, x.z, x.w}) && lane == 0) report_bad(step, a.quantize_op, row);
+      if (!quantize_group(a.quantized, row, head, {x.x, x.y, x.z, x.w}) && lane == 0)
+        report_bad(step, a.quantize_op, row);
     }
   }
 
@@ -537,8 +546,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     return *last != 0;
   }
 
-  /// As Sums::end_span, the spans of a unit in the lanes of a warp. The records come through the memory of the pages: of all
-  /// spans, and of as many units as make 32 records.
+  /// As Sums::end_span, the spans of a unit in the lanes of a warp. The records come through the memory of
+  /// the pages: of all spans, and of as many units as make 32 records.
   __device__ void join(const AttentionItem& item) {
     const int split = item.split, at_once = kMostSpans / split, width = min(dim, 128);
     unsigned char* mine = shared + warp * kMostSpans * (width * 4) + lane * 16;
@@ -566,8 +575,10 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
           join_totals(item, total, old_factor, new_factor, inverse);
           float4 x = {0, 0, 0, 0};
           for (int span = 0; span < split; ++span) {
-            const float f = __shfl_sync(kAllLanes, old_factor, span), g = __shfl_sync(kAllLanes, new_factor, span);
-            const float4 y = *reinterpret_cast<const float4*>(mine + (has_column ? unit * split + span : 0) * (width * 4));
+            const float f = __shfl_sync(kAllLanes, old_factor, span),
+                        g = __shfl_sync(kAllLanes, new_factor, span);
+            const float4 y =
+                *reinterpret_cast<const float4*>(mine + (has_column ? unit * split + span : 0) * (width * 4));
             x = {fmaf(y.x, g, x.x * f), fmaf(y.y, g, x.y * f), fmaf(y.z, g, x.z * f), fmaf(y.w, g, x.w * f)};
           }
           if (has_column) finish(item, first_unit + unit * kWarps, column, x, inverse);
@@ -575,7 +586,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
       }
     }
   }
-  /// `total`: M and L of the lane's span. What O is multiplied by before the span, what the span's is; in the end 1 / L.
+  /// `total`: M and L of the lane's span. What O is multiplied by before the span, what the span's is; in the
+  /// end 1 / L.
   __device__ void join_totals(const AttentionItem& item, float2 total, float& old_factor, float& new_factor,
                               float& inverse) const {
     float max = total.x;
@@ -603,7 +615,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     // Blocks that have no item end, but not all: a kernel must not end before the one before it.
     if (first >= count && first != 0) return;
     __syncthreads();
-    const int begin = first < count ? item_at(0).begin : 0, block = first < count ? find(item_at(0), begin) : 0;
+    const int begin = first < count ? item_at(0).begin : 0,
+              block = first < count ? find(item_at(0), begin) : 0;
     if (first < count) bring_all(item_at(0), begin, block, Part::kStored);
     Head q_weight, k_weight;
     if constexpr (kFused) {
@@ -646,7 +659,8 @@ constexpr int least_blocks(int dim, Kind kind) {
 }
 
 template <int kDim, bool kQ8, Kind kKind>
-__global__ void __launch_bounds__(kThreads, least_blocks(kDim, kKind)) attend(StepView step, Attention attention) {
+__global__ void __launch_bounds__(kThreads, least_blocks(kDim, kKind))
+    attend(StepView step, Attention attention) {
   NIWAKI_DYNAMIC_SHARED(shared);
   start_successor();
   Block<kDim, kQ8, kKind>(step, attention, shared).run();
@@ -674,8 +688,9 @@ void with_kernel(int32_t dim, bool q8, Kind kind, F&& f) {
 constexpr int32_t kMostDim = 256;
 
 Kind kind_of(const Attention& attention) {
-  return attention.fused ? Kind::kFused
-                         : attention.wide && has_wide(attention.layout.head_dim) ? Kind::kWide : Kind::kNarrow;
+  return attention.fused                                         ? Kind::kFused
+         : attention.wide && has_wide(attention.layout.head_dim) ? Kind::kWide
+                                                                 : Kind::kNarrow;
 }
 
 }  // namespace
@@ -706,7 +721,8 @@ void launch_attention(const StepView& step, const Attention& attention, int32_t 
                 "CUDA: head_dim must be a multiple of 16 up to 256, got " + std::to_string(dim));
   }
   with_kernel(dim, attention.pages.type == KvType::kQ8, kind_of(attention), [&](auto kernel, uint32_t bytes) {
-    launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, true}, stream, step, attention);
+    launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, true}, stream, step,
+           attention);
   });
 }
 

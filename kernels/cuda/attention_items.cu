@@ -64,7 +64,8 @@ std::vector<AttentionItem> list_tiles(const Step& step, const AttentionShape& sh
       tile.span_tokens = span_tokens(tile.position);
       // Rows whose spans are of another length begin another tile.
       const int64_t next_length = int64_t{kMostSpans} * tile.span_tokens;
-      const auto rows_end = static_cast<int32_t>(std::min<int64_t>(sequence.row_count, next_length - first_position));
+      const auto rows_end =
+          static_cast<int32_t>(std::min<int64_t>(sequence.row_count, next_length - first_position));
       tile.units = std::min(most, rows_end * group - unit);
       tile.end = tile.position + (tile.first_head + tile.units - 1) / group + 1;
       tiles.push_back(tile);
@@ -83,7 +84,8 @@ bool can_fuse_heads(const Step& step, const AttentionShape& shape) {
   return std::all_of(step.sequences.begin(), step.sequences.end(),
                      [&](const StepSequence& s) {
                        return s.row_count <= kFreshTokens && s.row_count * group <= kNarrowUnits &&
-                              span_tokens(s.context_length - s.row_count) == span_tokens(s.context_length - 1);
+                              span_tokens(s.context_length - s.row_count) ==
+                                  span_tokens(s.context_length - 1);
                      }) &&
          sequences_apart(step, shape.block_size);
 }
@@ -97,7 +99,8 @@ int32_t attention_records(const QkvLayout& layout, int32_t rows, int64_t context
 
 int64_t most_attention_items(const AttentionShape& shape, int32_t rows) {
   const int32_t group = shape.layout.heads / shape.layout.kv_heads;
-  // A tile has a whole row at least, or as many units as fit; a split one needs a record for each of its items.
+  // A tile has a whole row at least, or as many units as fit; a split one needs a record for each of its
+  // items.
   const int64_t tiles = int64_t{rows} * ceil_div(group, kNarrowUnits);
   return tiles * shape.layout.kv_heads + shape.records;
 }
@@ -106,7 +109,8 @@ void list_attention(const Step& step, const AttentionShape& shape, std::vector<A
   items.clear();
   const QkvLayout& layout = shape.layout;
   std::vector<AttentionItem> tiles = list_tiles(step, shape);
-  std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  std::stable_sort(tiles.begin(), tiles.end(),
+                   [](const auto& a, const auto& b) { return cost(a) > cost(b); });
   int64_t total = 0;
   for (const AttentionItem& tile : tiles) total += cost(tile) * layout.kv_heads;
   // What runs longer than everything would if it were spread evenly is spread.
@@ -117,7 +121,8 @@ void list_attention(const Step& step, const AttentionShape& shape, std::vector<A
     const int32_t spans = ceil_div(tile.end, tile.span_tokens);
     const int32_t records = spans * tile.units;
     const int64_t joined = tile.units > kNarrowUnits ? 1 : 2;  // many units take longer to join
-    const bool split = spans > 1 && joined * cost(tile) > 3 * even && record + records * layout.kv_heads <= shape.records;
+    const bool split =
+        spans > 1 && joined * cost(tile) > 3 * even && record + records * layout.kv_heads <= shape.records;
     for (int32_t head = 0; head < layout.kv_heads; ++head) {
       AttentionItem item = tile;
       item.kv_head = head;
@@ -136,9 +141,10 @@ void list_attention(const Step& step, const AttentionShape& shape, std::vector<A
       }
     }
   }
-  std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
-  // The blocks of a processor begin `processors` items apart: every other row of items goes backwards, so that each has about
-  // as much to do.
+  std::stable_sort(items.begin(), items.end(),
+                   [](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  // The blocks of a processor begin `processors` items apart: every other row of items goes backwards, so
+  // that each has about as much to do.
   const auto row = static_cast<size_t>(shape.processors);
   for (size_t begin = row; begin < items.size(); begin += 2 * row) {
     std::reverse(items.begin() + static_cast<std::ptrdiff_t>(begin),

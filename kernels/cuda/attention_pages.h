@@ -12,11 +12,12 @@ constexpr int kPiece = 16;  // tokens that lie in one piece, and that a matrix i
 constexpr int kPieces = kStepTokens / kPiece, kSteps = kChunkTokens / kStepTokens;  // of a step, of a chunk
 static_assert(kSteps == 2 && kPieces == kWarps && kWideUnits == 16 * kWarps && kNarrowUnits == 16);
 
-/// What a kernel does: items of few units; those with their heads normed and stored on the way; items of many units, too.
+/// What a kernel does: items of few units; those with their heads normed and stored on the way; items of many
+/// units, too.
 enum class Kind { kNarrow, kFused, kWide };
 
-/// The shared memory of a block, in bytes from its start. Keys and values of the two steps of a chunk are staged by bulk copies,
-/// as pages have them; those of q8 pages are then widened.
+/// The shared memory of a block, in bytes from its start. Keys and values of the two steps of a chunk are
+/// staged by bulk copies, as pages have them; those of q8 pages are then widened.
 ///
 ///    step 0                  step 1     q8: widened     queries    weights    maxima, ...
 ///   +------+--------+-------+-   -+---+------+--------+----------+----------+-------
@@ -34,7 +35,8 @@ struct Layout {
     widened = kSteps * stage;
     queries = widened + (q8 ? 2 * kSteps * halves : 0);
     weights = queries + (kind == Kind::kWide ? kWideUnits : kNarrowUnits) * row;
-    const uint32_t after_weights = weights + kNarrowUnits * kChunkTokens * 2, after_sums = queries + kNarrowUnits * dim * 4;
+    const uint32_t after_weights = weights + kNarrowUnits * kChunkTokens * 2,
+                   after_sums = queries + kNarrowUnits * dim * 4;
     maxima = after_weights > after_sums ? after_weights : after_sums;
     totals = maxima + kSteps * kWarps * kNarrowUnits * 4;
     fresh = totals + kNarrowUnits * 8;
@@ -72,13 +74,15 @@ struct StagedPages {
   }
   /// Keys (0) or values (1) of step i of the chunk, as float16.
   __device__ unsigned char* halves(int i, int which) const {
-    return kQ8 ? shared + at.widened + (2 * i + which) * 2 * at.tile : shared + i * at.stage + which * at.tile;
+    return kQ8 ? shared + at.widened + (2 * i + which) * 2 * at.tile
+               : shared + i * at.stage + which * at.tile;
   }
   __device__ unsigned char* place(unsigned char* rows, int row, int chunk) const {
     return rows + row * (2 * dim) + place_chunk(row, chunk, dim) * 16;
   }
   __device__ float* sum_at(unsigned char* rows, int row, int column) const {
-    return reinterpret_cast<float*>(rows + row * (4 * dim)) + place_chunk(row, column / 8, dim) * 8 + column % 8;
+    return reinterpret_cast<float*>(rows + row * (4 * dim)) + place_chunk(row, column / 8, dim) * 8 +
+           column % 8;
   }
 
   // Pages into shared memory.
@@ -89,16 +93,19 @@ struct StagedPages {
     for (int i = 0; i < 2 * kSteps; ++i) init_barrier(barrier(0, i), 1);
     fence_barriers();
   }
-  /// For a lane of the first warp: the block that has the lane's piece of the chunk at token `begin`, if the item has it.
+  /// For a lane of the first warp: the block that has the lane's piece of the chunk at token `begin`, if the
+  /// item has it.
   __device__ int find(const AttentionItem& item, int begin) const {
     const int token = begin + lane * kPiece;
-    return warp == 0 && lane < kSteps * kPieces && token < item.end ? step.tables[item.table + token / a.pages.block_size]
-                                                                   : 0;
+    return warp == 0 && lane < kSteps * kPieces && token < item.end
+               ? step.tables[item.table + token / a.pages.block_size]
+               : 0;
   }
   enum class Part { kAll, kStored, kRest };
-  /// By the first warp: asks for keys (0) or values (1) of step i of that chunk, if the item has it; in two parts, of which
-  /// kStored comes first, or in one.
-  __device__ void bring(const AttentionItem& item, int begin, int block, int i, int which, Part part = Part::kAll) const {
+  /// By the first warp: asks for keys (0) or values (1) of step i of that chunk, if the item has it; in two
+  /// parts, of which kStored comes first, or in one.
+  __device__ void bring(const AttentionItem& item, int begin, int block, int i, int which,
+                        Part part = Part::kAll) const {
     const uint32_t row = kQ8 ? dim : 2 * dim, bytes = kPiece * row, scales = kQ8 ? kPiece * 4 : 0;
     const int step_begin = begin + i * kStepTokens;
     if (warp != 0 || step_begin >= item.end) return;
@@ -109,7 +116,8 @@ struct StagedPages {
     const int token = step_begin + piece * kPiece, slot = token % a.pages.block_size;
     const bool stored = kKind == Kind::kFused || token + kPiece <= item.stored;
     if (part != Part::kAll && stored != (part == Part::kStored)) return;
-    const unsigned char* page = which == 0 ? a.pages.keys(block, item.kv_head) : a.pages.values(block, item.kv_head);
+    const unsigned char* page =
+        which == 0 ? a.pages.keys(block, item.kv_head) : a.pages.values(block, item.kv_head);
     unsigned char* staged = shared + i * at.stage;
     copy_bulk(staged + which * at.tile + piece * bytes, page + slot * row, bytes, barrier(i, which));
     if (kQ8) {
@@ -122,12 +130,16 @@ struct StagedPages {
     for (int i = 0; i < 2 * kSteps; ++i) bring(item, begin, block, i / 2, i % 2, part);
   }
 
-  __device__ void wait_for(int i, int which) const { wait(barrier(i, which), phases >> i & 1); }
+  __device__ void wait_for(int i, int which) const {
+    wait(barrier(i, which), phases >> i & 1);
+  }
   /// When keys and values of step i have come.
-  __device__ void next_phase(int i) { phases ^= 1u << i; }
+  __device__ void next_phase(int i) {
+    phases ^= 1u << i;
+  }
 
-  /// Zeros for the values of the last piece (kWide: of the step) that no token has, whatever the memory holds: times a weight of 0
-  /// they are 0. Returns whether there were any.
+  /// Zeros for the values of the last piece (kWide: of the step) that no token has, whatever the memory
+  /// holds: times a weight of 0 they are 0. Returns whether there were any.
   __device__ bool clear_values(int i, int tokens) const {
     const int chunks = dim / 8;
     const int end = kKind == Kind::kWide ? kStepTokens : (tokens + kPiece - 1) / kPiece * kPiece;
@@ -142,8 +154,10 @@ struct StagedPages {
     const int chunks = dim / 16;
     const unsigned char* from = shared + i * at.stage;
     for (int j = threadIdx.x; j < 2 * tokens * chunks; j += kThreads) {
-      const int which = j >= tokens * chunks, n = which ? j - tokens * chunks : j, token = n / chunks, chunk = n % chunks;
-      const uint4 integers = *reinterpret_cast<const uint4*>(from + which * at.tile + token * dim + chunk * 16);
+      const int which = j >= tokens * chunks, n = which ? j - tokens * chunks : j, token = n / chunks,
+                chunk = n % chunks;
+      const uint4 integers =
+          *reinterpret_cast<const uint4*>(from + which * at.tile + token * dim + chunk * 16);
       const float scale = reinterpret_cast<const float*>(from + 2 * at.tile)[which * kStepTokens + token];
       const auto pair = [&](uint32_t word, int first) {
         return pack_halves(static_cast<float>(static_cast<signed char>(word >> 8 * first)) * scale,

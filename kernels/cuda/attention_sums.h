@@ -1,16 +1,18 @@
 #pragma once
-// What attention.h says of spans and steps, for the sums that a thread has in registers; for attention.cu alone.
+// What attention.h says of spans and steps, for the sums that a thread has in registers; for attention.cu
+// alone.
 #include "cuda/primitives.h"
 
 namespace niwaki::cuda {
 namespace {
 
-/// The sums of a tile of sixteen units over kTiles times 8 dimensions, as a lane has them: those of units lane / 4 and lane / 4 + 8,
-/// and of every 8 dimensions the pair lane % 4, as the matrix instruction leaves its results.
+/// The sums of a tile of sixteen units over kTiles times 8 dimensions, as a lane has them: those of units
+/// lane / 4 and lane / 4 + 8, and of every 8 dimensions the pair lane % 4, as the matrix instruction leaves
+/// its results.
 template <int kTiles>
 struct Sums {
   float of_span[kTiles][4], all[kTiles][4];
-  float span_total[4];              // of units 0 and 8: [0] and [2]
+  float span_total[4];  // of units 0 and 8: [0] and [2]
   float span_max[2], total[2], max[2];
 
   __device__ void clear() {
@@ -32,8 +34,8 @@ struct Sums {
     for (int j = 0; j < 4; ++j) span_total[j] = 0;
     span_max[0] = span_max[1] = -INFINITY;
   }
-  /// Takes the maxima of a step in. Returns in `base` what its scores are taken relative to, in `factor` what scale_span must
-  /// then take.
+  /// Takes the maxima of a step in. Returns in `base` what its scores are taken relative to, in `factor` what
+  /// scale_span must then take.
   __device__ void raise(const float (&step_max)[2], float (&base)[2], float (&factor)[2]) {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {

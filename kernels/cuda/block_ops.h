@@ -1,14 +1,14 @@
 #pragma once
-// What the threads of a block do together: sums, scans and sorting. All threads call them, and all get the result; the order
-// of every sum is fixed.
+// What the threads of a block do together: sums, scans and sorting. All threads call them, and all get the
+// result; the order of every sum is fixed.
 #include <cstdint>
 
 #include "cuda/primitives.h"
 
 namespace niwaki::cuda {
 
-/// For a block of 32 * Warps threads in one dimension. `scratch` is of one object in shared memory, free again after
-/// each call.
+/// For a block of 32 * Warps threads in one dimension. `scratch` is of one object in shared memory, free
+/// again after each call.
 template <int Warps>
 struct BlockOps {
   static_assert(Warps > 0 && Warps <= 32);

@@ -1,7 +1,6 @@
-#include "cuda/bounds.h"
-
 #include <algorithm>
 
+#include "cuda/bounds.h"
 #include "cuda/memory.h"
 #include "cuda/primitives.h"
 
@@ -43,13 +42,15 @@ __global__ void __launch_bounds__(128 * kWarpgroups, 1) multiply_all(float* sink
 #pragma unroll
     for (uint32_t& x : four) x = next();
   }
-  for (unsigned i = threadIdx.x; i < kColumns * 64; i += blockDim.x) reinterpret_cast<uint32_t*>(shared)[i] = next();
+  for (unsigned i = threadIdx.x; i < kColumns * 64; i += blockDim.x)
+    reinterpret_cast<uint32_t*>(shared)[i] = next();
   fence_async();
   __syncthreads();
   for (int i = 0; i < kProducts / 8; ++i) {
     fence_wgmma();
 #pragma unroll
-    for (int k = 0; k < 8; ++k) wgmma_f16<kColumns>(d, a[k], describe_shared(shared + k * 256, 128, 2048), true);
+    for (int k = 0; k < 8; ++k)
+      wgmma_f16<kColumns>(d, a[k], describe_shared(shared + k * 256, 128, 2048), true);
     commit_wgmma();
     wait_wgmma<0>();
   }

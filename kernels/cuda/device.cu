@@ -47,7 +47,8 @@ class CudaDevice final : public QueuedDevice {
   }
   std::shared_ptr<QueuedSlots> make_slots(std::shared_ptr<QueuedPlan> plan, AdapterSlotsSpec spec) override {
     enter(gpu_.index);
-    return std::make_shared<CudaPlanSlots>(std::static_pointer_cast<CudaPlan>(std::move(plan)), std::move(spec));
+    return std::make_shared<CudaPlanSlots>(std::static_pointer_cast<CudaPlan>(std::move(plan)),
+                                           std::move(spec));
   }
 
   Gpu gpu_;
@@ -65,19 +66,25 @@ class Library final : public CudaLibrary {
       int driver = 0, runtime = 0;
       cudaDriverGetVersion(&driver);
       cudaRuntimeGetVersion(&runtime);
-      const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
-      throw Error(ErrorCode::kUnsupported,
-                  driver == 0 ? "there is no NVIDIA driver on this machine"
-                  : driver < runtime
-                      ? "the NVIDIA driver is for CUDA " + version(driver) + "; these kernels need " + version(runtime)
-                      : std::string("CUDA: ") + cudaGetErrorString(status));
+      const auto version = [](int v) {
+        return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+      };
+      throw Error(ErrorCode::kUnsupported, driver == 0 ? "there is no NVIDIA driver on this machine"
+                                           : driver < runtime
+                                               ? "the NVIDIA driver is for CUDA " + version(driver) +
+                                                     "; these kernels need " + version(runtime)
+                                               : std::string("CUDA: ") + cudaGetErrorString(status));
     }
     std::vector<GpuInfo> found;
     for (int i = 0; i < count; ++i) {
       cudaDeviceProp properties;
       check(cudaGetDeviceProperties(&properties, i), "asking GPU " + std::to_string(i));
-      GpuInfo info{properties.name, properties.major, properties.minor, static_cast<int64_t>(properties.totalGlobalMem),
-                   0, properties.major == kMajor && properties.minor == kMinor};
+      GpuInfo info{properties.name,
+                   properties.major,
+                   properties.minor,
+                   static_cast<int64_t>(properties.totalGlobalMem),
+                   0,
+                   properties.major == kMajor && properties.minor == kMinor};
       if (info.usable) {
         size_t free = 0, total = 0;
         enter(i);
@@ -109,8 +116,9 @@ class Library final : public CudaLibrary {
     }
     const GpuInfo& info = all[static_cast<size_t>(gpu)];
     if (!info.usable) {
-      throw Error(ErrorCode::kUnsupported, "GPU " + std::to_string(gpu) + ", " + info.name + ", has compute capability " +
-                                               std::to_string(info.major) + "." + std::to_string(info.minor) +
+      throw Error(ErrorCode::kUnsupported, "GPU " + std::to_string(gpu) + ", " + info.name +
+                                               ", has compute capability " + std::to_string(info.major) +
+                                               "." + std::to_string(info.minor) +
                                                "; these kernels are for Hopper (9.0)");
     }
   }

@@ -8,8 +8,8 @@
 
 namespace niwaki::cuda {
 
-/// Lane l has pairs of dimensions from 2 l + 64 j on, and those half of head_dim further, zeros from there on. kParts: 1 for a
-/// head_dim of at most 128, else 2.
+/// Lane l has pairs of dimensions from 2 l + 64 j on, and those half of head_dim further, zeros from there
+/// on. kParts: 1 for a head_dim of at most 128, else 2.
 template <int kParts>
 struct HeadLanes {
   static constexpr int kCount = kParts;
@@ -62,14 +62,16 @@ struct HeadLanes {
     }
   }
 
-  // Into a page. What it then holds is left in the lanes. False, in all lanes, if it is not finite as float16.
+  // Into a page. What it then holds is left in the lanes. False, in all lanes, if it is not finite as
+  // float16.
 
   __device__ bool store_halves(int half, int slot, unsigned char* page) {
     bool fits = true;
     unsigned char* row = page + static_cast<size_t>(slot) * (4 * half);
     each(half, [&](int i, float2& x) {
       fits = fits && fits_half(x.x) && fits_half(x.y);
-      *reinterpret_cast<uint32_t*>(row + place_chunk(slot, i / 8, 2 * half) * 16 + i % 8 * 2) = pack_halves(x.x, x.y);
+      *reinterpret_cast<uint32_t*>(row + place_chunk(slot, i / 8, 2 * half) * 16 + i % 8 * 2) =
+          pack_halves(x.x, x.y);
     });
     return __all_sync(kAllLanes, fits);
   }
@@ -89,7 +91,8 @@ struct HeadLanes {
     float inverse = 0, best = 0, least = INFINITY;
     for (int i = 0; i < kScales && top >= 0x1p-119f; ++i) {
       const float levels = 127.4f - 0.4f * static_cast<float>(i), size = top / levels, steps = levels / top;
-      const float unit = 1 / top;  // errors are in units of the largest, so that no square leaves the range of a float
+      const float unit =
+          1 / top;  // errors are in units of the largest, so that no square leaves the range of a float
       float error = 0;
       each(half, [&](int, float2& x) {
         const auto off = [&](float v) { return fmaf(-(fmaf(v, steps, kShift) - kShift), size, v) * unit; };
@@ -105,7 +108,9 @@ struct HeadLanes {
     }
     unsigned char* row = page + static_cast<size_t>(slot) * (2 * half);
     each(half, [&](int i, float2& x) {
-      const auto integer = [&](float v) { return static_cast<signed char>(fmaf(v, inverse, kShift) - kShift); };
+      const auto integer = [&](float v) {
+        return static_cast<signed char>(fmaf(v, inverse, kShift) - kShift);
+      };
       const char2 integers = {integer(x.x), integer(x.y)};
       *reinterpret_cast<char2*>(row + i) = integers;
       x = {static_cast<float>(integers.x) * best, static_cast<float>(integers.y) * best};

@@ -1,6 +1,5 @@
-#include "cuda/heads.h"
-
 #include "cuda/head_lanes.h"
+#include "cuda/heads.h"
 #include "niwaki/error.h"
 
 namespace niwaki::cuda {
@@ -23,7 +22,8 @@ __global__ void fill_rope_table(StepView step, RopeTable table) {
 
 using Head = HeadLanes<2>;
 
-__device__ bool store_head(Head& head, const StepView& step, const KvPages& pages, int row, int kv_head, bool key) {
+__device__ bool store_head(Head& head, const StepView& step, const KvPages& pages, int row, int kv_head,
+                           bool key) {
   const int position = step.positions[row];
   const int block = step.tables[step.table_begins[step.sequences[row]] + position / pages.block_size];
   return head.store_page(pages, block, position, kv_head, key);
@@ -31,9 +31,11 @@ __device__ bool store_head(Head& head, const StepView& step, const KvPages& page
 
 /// A warp does a head of a row: of q (if normed), k or v (if stored).
 template <bool kNorm, bool kStore>
-__global__ void __launch_bounds__(kThreads) prepare_heads(StepView step, HeadRows rows, HeadNorm norm, HeadStore store) {
+__global__ void __launch_bounds__(kThreads)
+    prepare_heads(StepView step, HeadRows rows, HeadNorm norm, HeadStore store) {
   const QkvLayout& l = rows.layout;
-  const int first = kNorm ? 0 : l.heads, count = (kStore ? l.heads + 2 * l.kv_heads : l.heads + l.kv_heads) - first;
+  const int first = kNorm ? 0 : l.heads,
+            count = (kStore ? l.heads + 2 * l.kv_heads : l.heads + l.kv_heads) - first;
   const int index = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32), half = l.head_dim / 2;
   const int row = index / count, head = first + index % count;
   const bool query = head < l.heads, value = head >= l.heads + l.kv_heads, normed = kNorm && !value;
@@ -56,7 +58,8 @@ __global__ void __launch_bounds__(kThreads) prepare_heads(StepView step, HeadRow
   }
   if (kStore && !query) {
     const int kv_head = value ? head - l.heads - l.kv_heads : head - l.heads;
-    if (!store_head(numbers, step, store.pages, row, kv_head, !value) && first_lane) report_bad(step, store.op, row);
+    if (!store_head(numbers, step, store.pages, row, kv_head, !value) && first_lane)
+      report_bad(step, store.op, row);
   }
 }
 
@@ -68,24 +71,27 @@ void require_head_dim(int32_t head_dim) {
 }
 
 template <bool kNorm, bool kStore>
-void launch_heads(const StepView& step, const HeadRows& heads, const HeadNorm& norm, const HeadStore& store, int32_t rows,
-                  cudaStream_t stream) {
+void launch_heads(const StepView& step, const HeadRows& heads, const HeadNorm& norm, const HeadStore& store,
+                  int32_t rows, cudaStream_t stream) {
   const QkvLayout& l = heads.layout;
   require_head_dim(l.head_dim);
   const int32_t count = (kNorm ? l.heads + l.kv_heads : l.kv_heads) + (kStore ? l.kv_heads : 0);
   const auto blocks = static_cast<unsigned>((static_cast<int64_t>(rows) * count + kWarps - 1) / kWarps);
-  launch(prepare_heads<kNorm, kStore>, {dim3(blocks), dim3(kThreads), 0, true}, stream, step, heads, norm, store);
+  launch(prepare_heads<kNorm, kStore>, {dim3(blocks), dim3(kThreads), 0, true}, stream, step, heads, norm,
+         store);
 }
 
 }  // namespace
 
 void launch_rope_table(const StepView& step, const RopeTable& table, int32_t rows, cudaStream_t stream) {
   const auto threads = static_cast<int64_t>(rows) * (table.head_dim / 2);
-  launch(fill_rope_table, {dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)), dim3(kThreads), 0, true},
-         stream, step, table);
+  launch(fill_rope_table,
+         {dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)), dim3(kThreads), 0, true}, stream,
+         step, table);
 }
 
-void launch_norm(const StepView& step, const HeadRows& heads, const HeadNorm& norm, int32_t rows, cudaStream_t stream) {
+void launch_norm(const StepView& step, const HeadRows& heads, const HeadNorm& norm, int32_t rows,
+                 cudaStream_t stream) {
   launch_heads<true, false>(step, heads, norm, {}, rows, stream);
 }
 
@@ -94,8 +100,8 @@ void launch_store(const StepView& step, const HeadRows& heads, const HeadStore& 
   launch_heads<false, true>(step, heads, {}, store, rows, stream);
 }
 
-void launch_norm_store(const StepView& step, const HeadRows& heads, const HeadNorm& norm, const HeadStore& store,
-                       int32_t rows, cudaStream_t stream) {
+void launch_norm_store(const StepView& step, const HeadRows& heads, const HeadNorm& norm,
+                       const HeadStore& store, int32_t rows, cudaStream_t stream) {
   launch_heads<true, true>(step, heads, norm, store, rows, stream);
 }
 

@@ -1,5 +1,4 @@
 #include "cuda/kv_cache.h"
-
 #include "niwaki/error.h"
 
 namespace niwaki::cuda {
@@ -35,7 +34,8 @@ void CudaKvCache::copy_block(int32_t from, int32_t to) {
   check_block(to);
   if (from == to) return;
   for (int32_t layer = 0; layer < shape().layers; ++layer) {
-    check(cudaMemcpyAsync(piece(layer, to), piece(layer, from), piece_bytes(), cudaMemcpyDeviceToDevice, nullptr),
+    check(cudaMemcpyAsync(piece(layer, to), piece(layer, from), piece_bytes(), cudaMemcpyDeviceToDevice,
+                          nullptr),
           "copying a KV block");
   }
   finish_copies();
@@ -50,7 +50,8 @@ void CudaKvCache::read_block(int32_t block, std::byte* out) const {
 void CudaKvCache::write_block(int32_t block, const std::byte* bytes) {
   check_block(block);
   for (int32_t layer = 0; layer < shape().layers; ++layer, bytes += piece_bytes())
-    check(cudaMemcpy(piece(layer, block), bytes, piece_bytes(), cudaMemcpyHostToDevice), "writing a KV block");
+    check(cudaMemcpy(piece(layer, block), bytes, piece_bytes(), cudaMemcpyHostToDevice),
+          "writing a KV block");
   finish_copies();
 }
 

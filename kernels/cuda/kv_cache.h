@@ -7,8 +7,9 @@
 
 namespace niwaki::cuda {
 
-/// Where chunk `chunk` (16 bytes, 8 float16 numbers) of a token lies in its row of a page or of shared memory. Rows of whole
-/// 128 bytes are permuted, so that load_matrices reads eight rows without bank conflicts.
+/// Where chunk `chunk` (16 bytes, 8 float16 numbers) of a token lies in its row of a page or of shared
+/// memory. Rows of whole 128 bytes are permuted, so that load_matrices reads eight rows without bank
+/// conflicts.
 __host__ __device__ constexpr int place_chunk(int token, int chunk, int head_dim) {
   return head_dim % 64 == 0 ? chunk ^ (token & 7) : chunk;
 }
@@ -23,7 +24,8 @@ __host__ __device__ constexpr int place_chunk(int token, int chunk, int head_dim
 ///   kF16: [block_size][head_dim], the chunks of a row as place_chunk has them
 ///   kQ8:  [block_size][head_dim] integers, then block_size float scales
 ///
-/// Sixteen tokens from a multiple of sixteen on are one piece: bulk copies bring it into shared memory as it is.
+/// Sixteen tokens from a multiple of sixteen on are one piece: bulk copies bring it into shared memory as it
+/// is.
 struct KvPages {
   unsigned char* layer;
   size_t page_bytes;

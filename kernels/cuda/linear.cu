@@ -1,5 +1,4 @@
 #include "cuda/linear.h"
-
 #include "cuda/linear_kernels.h"
 
 namespace niwaki::cuda {
@@ -33,8 +32,8 @@ __global__ void multiply_float_rows(MatrixRun run, int64_t row_size, FloatRows i
 }
 
 template <DataType T>
-void launch_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out, Epilogue epilogue,
-                   cudaStream_t stream) {
+void launch_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out,
+                   Epilogue epilogue, cudaStream_t stream) {
   const auto size = static_cast<int64_t>(row_bytes(T, run.columns));
   const LaunchShape shape{dim3(static_cast<unsigned>((run.rows + kWarps - 1) / kWarps),
                                static_cast<unsigned>((rows + kFloatRows - 1) / kFloatRows)),
@@ -65,8 +64,8 @@ void multiply_sign(const SignProduct& product, int multiprocessors, cudaStream_t
   multiply_tiles(product, tile_of(product.run->rows, product.rows, multiprocessors), stream);
 }
 
-void multiply_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out, Epilogue epilogue,
-                     cudaStream_t stream) {
+void multiply_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out,
+                     Epilogue epilogue, cudaStream_t stream) {
   switch (run.type) {
     case DataType::kF32:
       return launch_floats<DataType::kF32>(run, in, rows, out, epilogue, stream);

@@ -23,23 +23,26 @@ constexpr int kPlaneRows = 8;
 
 /// The layout that quantized rows must have for these weights; `rows` as launched.
 inline QuantizedLayout quantized_layout(int bits, int rows) {
-  return rows > kPlaneRows ? QuantizedLayout::kHalves : bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2;
+  return rows > kPlaneRows ? QuantizedLayout::kHalves
+         : bits == 1       ? QuantizedLayout::kBits1
+                           : QuantizedLayout::kBits2;
 }
 
-/// y = W x for a run of a sign type; per slice, ascending: y = fma(float(exact sum), weight scale * activation scale, y), as on the
-/// CPU.
+/// y = W x for a run of a sign type; per slice, ascending: y = fma(float(exact sum), weight scale *
+/// activation scale, y), as on the CPU.
 struct SignProduct {
   const MatrixRun* run;
-  int32_t rows;  // as launched; there is room for so many in all that follows, and more than kPlaneRows are a multiple of 16
+  int32_t rows;  // as launched; there is room for so many in all that follows, and more than kPlaneRows are a
+                 // multiple of 16
   Quantized in;
   FloatRows out;
   Epilogue epilogue;
 };
 void multiply_sign(const SignProduct& product, int multiprocessors, cudaStream_t stream);
 
-/// The same for a run of a float type and rows of floats; kStore and kAdd only. A row's sum is over lanes of a warp, columns
-/// ascending, then a tree.
-void multiply_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out, Epilogue epilogue,
-                     cudaStream_t stream);
+/// The same for a run of a float type and rows of floats; kStore and kAdd only. A row's sum is over lanes of
+/// a warp, columns ascending, then a tree.
+void multiply_floats(const MatrixRun& run, const FloatRows& in, int rows, const FloatRows& out,
+                     Epilogue epilogue, cudaStream_t stream);
 
 }  // namespace niwaki::cuda

@@ -37,12 +37,12 @@ struct SignWork {
   SignWeights weights;
   Quantized in;
   FloatRows out;
-  int32_t first_row;   // of the run, in a row of `out`
+  int32_t first_row;  // of the run, in a row of `out`
   int32_t run_rows;
-  bool interleaved;    // see MatrixRun
-  int32_t groups;      // of kGroup activations
-  int32_t slices;      // of weights that are there
-  int32_t rows;        // of the step
+  bool interleaved;  // see MatrixRun
+  int32_t groups;    // of kGroup activations
+  int32_t slices;    // of weights that are there
+  int32_t rows;      // of the step
 
   /// Where rows i and i + 8 of a tile go, in a row of `out`; -1 for a row that is not there.
   __device__ int low_column(int tile, int i) const {

@@ -1,4 +1,5 @@
-// Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of one-bit operands.
+// Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of
+// one-bit operands.
 //
 // A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every sixteenth unit of a tile, through a
 // ring of its own in shared memory, some units ahead. The loops are not unrolled: what runs once waits for its instructions longer
@@ -75,15 +76,16 @@ struct Planes {
     }
   }
 
-  /// The sums of weight rows lane / 4 and lane / 4 + 8 for the lane's row; with Rows == 1 the lane's part of them, which is to be
-  /// multiplied by 4^(lane & 3).
+  /// The sums of weight rows lane / 4 and lane / 4 + 8 for the lane's row; with Rows == 1 the lane's part of
+  /// them, which is to be multiplied by 4^(lane & 3).
   __device__ void multiply(uint32_t first, uint32_t second, int f, int lane, int (&sum)[2]) const {
     const uint32_t a[2] = {first, second};
     if constexpr (Rows == 1) {
       int c[4], e[4];
       mma_bits(c, a, words[0][0]);
       mma_bits(e, a, words[0][1]);
-      // Planes from 8 on are with the first lane, and plane 10, the sign of weights of two bits, with the second.
+      // Planes from 8 on are with the first lane, and plane 10, the sign of weights of two bits, with the
+      // second.
       const int even = Bits == 2 && (lane & 3) != 0 ? -256 : 256, odd = Bits == 1 ? -512 : 512;
 #pragma unroll
       for (int i = 0; i < 2; ++i) sum[i] = c[2 * i] + 2 * c[2 * i + 1] + e[2 * i] * even + e[2 * i + 1] * odd;
@@ -233,7 +235,8 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
     for (int item = thread; item < tiles * 16 * (Rows == 1 ? 1 : work.rows); item += kThreads) {
       const int row = item % 16, tile = Rows == 1 ? item / 16 : item / 16 % tiles;
       const int step_row = Rows == 1 ? 0 : item / 16 / tiles;
-      const int column = row < 8 ? work.low_column(first + tile, row) : work.high_column(first + tile, row - 8);
+      const int column =
+          row < 8 ? work.low_column(first + tile, row) : work.high_column(first + tile, row - 8);
       float* to = work.out.data + step_row * work.out.stride + column;
       float before = 0;
       if constexpr (E == Epilogue::kAdd) {

@@ -1,5 +1,6 @@
-// Many rows of the step: weights are expanded to float16 in registers, 64 rows to a warpgroup, and multiplied by tiles of rows of
-// the step in shared memory (wgmma). Integers in float16 and their sums in float32 are exact.
+// Many rows of the step: weights are expanded to float16 in registers, 64 rows to a warpgroup, and multiplied
+// by tiles of rows of the step in shared memory (wgmma). Integers in float16 and their sums in float32 are
+// exact.
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
@@ -7,16 +8,16 @@
 namespace niwaki::cuda {
 namespace {
 
-/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups, which multiply one or both slices
-/// of a unit at a time. One more warp fetches rows of the step.
+/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups, which
+/// multiply one or both slices of a unit at a time. One more warp fetches rows of the step.
 template <int N_, int Warpgroups, int Slices, int Bits>
 struct Shape {
   static constexpr int N = N_, kWarpgroups = Warpgroups, kSlices = Slices;
   // Where the fetching warp would cost the others registers, it is a warpgroup that gives up its own.
   static constexpr bool kGivesRegisters = Warpgroups == 2;
   static constexpr int kThreads = 128 * Warpgroups + (kGivesRegisters ? 128 : 32);
-  // A stage of the pipeline has what a unit of weights needs: rows of the step by one or two groups of columns, their scales, and
-  // for weights of two bits the sums of the halves.
+  // A stage of the pipeline has what a unit of weights needs: rows of the step by one or two groups of
+  // columns, their scales, and for weights of two bits the sums of the halves.
   static constexpr int kGroups = Bits == 1 ? 2 : 1;
   static constexpr int kData = N * kGroup * 2;  // of a group
   static constexpr int kScales = kGroups * kData, kSums = kScales + kGroups * N * 4;
@@ -25,11 +26,12 @@ struct Shape {
   static constexpr size_t kShared = static_cast<size_t>(kStages) * (kStage + 16);
 };
 
-/// Words of two rows of weights as the operand of k-step `i` / 2; i of 0..15 for bits, of 0..7 for pairs of them.
+/// Words of two rows of weights as the operand of k-step `i` / 2; i of 0..15 for bits, of 0..7 for pairs of
+/// them.
 template <int Bits>
 __device__ inline uint32_t expand(uint32_t word, int i) {
   if constexpr (Bits == 1) return ((word << (15 - i)) & 0x80008000u) ^ 0xbc00bc00u;  // 1 or -1
-  return (word >> 2 * i) & 0x00030003u;  // the code times 2^-24
+  return (word >> 2 * i) & 0x00030003u;                                              // the code times 2^-24
 }
 
 template <class S, int Bits, Epilogue E>
@@ -60,7 +62,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) multiply_tiles_kernel(SignWork
       if (turn > 0) wait(empty + s, static_cast<uint32_t>(turn - 1) & 1);
       unsigned char* to = shared + s * S::kStage;
       const int first = unit * S::kGroups, groups = min(S::kGroups, work.groups - first);
-      arrive_expecting(full + s, static_cast<uint32_t>(groups * (S::kData + N * 4) + (Bits == 1 ? 0 : 2 * N * 4)));
+      arrive_expecting(full + s,
+                       static_cast<uint32_t>(groups * (S::kData + N * 4) + (Bits == 1 ? 0 : 2 * N * 4)));
       for (int g = 0; g < groups; ++g) {
         const auto group = static_cast<size_t>(first + g);
         copy_bulk(to + g * S::kData, work.in.data + (group * rows + row) * kGroup * 2, S::kData, full + s);
@@ -222,7 +225,8 @@ void choose_epilogue(const SignWork& work, Epilogue epilogue, cudaStream_t strea
   }
 }
 
-/// The shapes of tiles, with about the time that one takes for a unit of weights, in hundredths of a microsecond.
+/// The shapes of tiles, with about the time that one takes for a unit of weights, in hundredths of a
+/// microsecond.
 constexpr struct {
   int rows, warpgroups, time;
 } kTiles[kTileShapes] = {{16, 1, 40}, {32, 1, 54}, {64, 1, 97}, {64, 2, 126}, {128, 2, 230}};

@@ -1,9 +1,8 @@
-#include "cuda/matrix.h"
-
 #include <atomic>
 #include <cstring>
 
 #include "cpu/thread_pool.h"
+#include "cuda/matrix.h"
 #include "niwaki/error.h"
 #include "src/matrix_check.h"
 
@@ -35,12 +34,13 @@ Slice read_slice(DataType type, const uint8_t* row, int64_t index) {
   const uint8_t* codes = block + 2;
   if (type == DataType::kQ2_0_G128) codes += index % 2 * 16;
   for (int t = 0; t < 4; ++t) {
-    // Of Q1_0, byte b has columns 8 b .. 8 b + 7, and lanes 0..7, 8..15, .. of word t have the columns of group_column().
-    slice.words[t] = type == DataType::kQ1_0
-                         ? static_cast<uint32_t>(codes[2 * t]) | static_cast<uint32_t>(codes[8 + 2 * t]) << 8 |
-                               static_cast<uint32_t>(codes[2 * t + 1]) << 16 |
-                               static_cast<uint32_t>(codes[8 + 2 * t + 1]) << 24
-                         : word_at(codes + 4 * t);
+    // Of Q1_0, byte b has columns 8 b .. 8 b + 7, and lanes 0..7, 8..15, .. of word t have the columns of
+    // group_column().
+    slice.words[t] = type == DataType::kQ1_0 ? static_cast<uint32_t>(codes[2 * t]) |
+                                                   static_cast<uint32_t>(codes[8 + 2 * t]) << 8 |
+                                                   static_cast<uint32_t>(codes[2 * t + 1]) << 16 |
+                                                   static_cast<uint32_t>(codes[8 + 2 * t + 1]) << 24
+                                             : word_at(codes + 4 * t);
   }
   return slice;
 }
@@ -130,7 +130,8 @@ void CudaMatrix::pack_sign(std::span<const MatrixSource> sources, int64_t first_
     if (bad[i] != INT64_MAX) refuse_row(sources[i], bad[i]);
   }
   const size_t word_bytes = words.size() * sizeof words[0], scale_bytes = scales.size() * sizeof scales[0];
-  const DeviceMemory& on_gpu = memory_.emplace_back(word_bytes + scale_bytes, "the weights of " + sources[0].name);
+  const DeviceMemory& on_gpu =
+      memory_.emplace_back(word_bytes + scale_bytes, "the weights of " + sources[0].name);
   check(cudaMemcpy(on_gpu.at<void>(), words.data(), word_bytes, cudaMemcpyHostToDevice), "uploading weights");
   check(cudaMemcpy(on_gpu.at<std::byte>(word_bytes), scales.data(), scale_bytes, cudaMemcpyHostToDevice),
         "uploading weights");
@@ -146,7 +147,8 @@ void CudaMatrix::upload_floats(const MatrixSource& source, int64_t first_row, Th
   pool.parallel([&](Worker& worker) {
     worker.each(source.rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        if (!row_is_finite(source.type, source.data + static_cast<size_t>(row) * size, columns())) lower(bad, row);
+        if (!row_is_finite(source.type, source.data + static_cast<size_t>(row) * size, columns()))
+          lower(bad, row);
       }
     });
   });

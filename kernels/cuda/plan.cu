@@ -1,5 +1,3 @@
-#include "cuda/plan.h"
-
 #include <algorithm>
 #include <cstring>
 
@@ -7,6 +5,7 @@
 #include "cpu/tier.h"
 #include "cuda/heads.h"
 #include "cuda/kv_cache.h"
+#include "cuda/plan.h"
 #include "niwaki/error.h"
 #include "src/op_uses.h"
 #include "src/plan_check.h"
@@ -18,14 +17,13 @@ constexpr int32_t ceil_to(int32_t n, int32_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-/// Rows that kernels are launched for when a step has so many: few sizes, so that there are few graphs, and of many rows
-/// multiples of what wgmma takes.
+/// Rows that kernels are launched for when a step has so many: few sizes, so that there are few graphs, and
+/// of many rows multiples of what wgmma takes.
 int32_t bucket_rows(int32_t rows) {
   if (rows <= 2) return rows;
   if (rows <= kPlaneRows) return rows <= 4 ? 4 : kPlaneRows;
   return rows <= 64 ? ceil_to(rows, 16) : rows <= 256 ? ceil_to(rows, 32) : ceil_to(rows, 128);
 }
-
 
 bool is_sign(const MatrixRun& run) {
   return run.data == nullptr;
@@ -39,7 +37,8 @@ CudaKvCache& pages_of(const std::shared_ptr<KvCache>& cache) {
 
 DeviceMemory upload_floats(std::span<const float> values) {
   DeviceMemory memory(values.size_bytes(), "the weights of a norm");
-  check(cudaMemcpy(memory.at<void>(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice), "uploading a norm");
+  check(cudaMemcpy(memory.at<void>(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
+        "uploading a norm");
   return memory;
 }
 
@@ -90,7 +89,8 @@ void CudaPlan::bind() {
       const Rope rope(op->rope, ops[i].label);
       const auto& frequencies = rope.frequencies();
       bound.memory = DeviceMemory(frequencies.size() * sizeof(double), "rotary frequencies");
-      check(cudaMemcpy(bound.memory.at<void>(), frequencies.data(), bound.memory.size(), cudaMemcpyHostToDevice),
+      check(cudaMemcpy(bound.memory.at<void>(), frequencies.data(), bound.memory.size(),
+                       cudaMemcpyHostToDevice),
             "uploading frequencies");
       bound.rope_factor = rope.factor();
     } else if (const auto* op = std::get_if<RmsNormOp>(&ops[i].op)) {
@@ -116,7 +116,8 @@ void CudaPlan::bind() {
       const auto* store = op_at<KvStoreOp>(i + 1);
       const auto* attention = op_at<PagedAttentionOp>(i + 2);
       bound.stores_next = store != nullptr && attention != nullptr && store->qkv == op->qkv &&
-                          attention->qkv == op->qkv && store->layout == op->layout && !read_later(i + 3, op->qkv);
+                          attention->qkv == op->qkv && store->layout == op->layout &&
+                          !read_later(i + 3, op->qkv);
     } else if (const auto* op = std::get_if<KvStoreOp>(&ops[i].op)) {
       pages_of(op->kv);
     } else if (const auto* op = std::get_if<PagedAttentionOp>(&ops[i].op)) {
@@ -166,7 +167,8 @@ void CudaPlan::allocate() {
   };
   for (const BufferSpec& buffer : spec().buffers) {
     const auto stride = static_cast<size_t>((buffer.width + 15) / 16 * 16);
-    buffers_.push_back(cleared((buffer.per_output ? outputs : rows) * stride * sizeof(float), "a plan's buffers"));
+    buffers_.push_back(
+        cleared((buffer.per_output ? outputs : rows) * stride * sizeof(float), "a plan's buffers"));
   }
   size_t quantized_bytes = 0;
   for (const LabeledOp& labeled : spec().ops) {
@@ -181,11 +183,12 @@ void CudaPlan::allocate() {
     }
   }
   for (DeviceMemory& memory : quantized_) memory = cleared(quantized_bytes, "quantized activations");
-  scratch_ = cleared(std::max(rows, outputs) * static_cast<size_t>((scratch_width_ + 15) / 16 * 16) * sizeof(float),
-                     "a plan's scratch");
+  scratch_ =
+      cleared(std::max(rows, outputs) * static_cast<size_t>((scratch_width_ + 15) / 16 * 16) * sizeof(float),
+              "a plan's scratch");
   if (attention_) {
-    attention_memory_ = cleared(attention_scratch_bytes(attention_->records, attention_->layout.head_dim),
-                                "attention");
+    attention_memory_ =
+        cleared(attention_scratch_bytes(attention_->records, attention_->layout.head_dim), "attention");
     attention_scratch_ =
         attention_scratch(attention_memory_.at<void>(), attention_->records, attention_->layout.head_dim);
   }
@@ -208,13 +211,15 @@ Quantized CudaPlan::quantized(size_t which, QuantizedLayout layout, int32_t rows
           memory.at<int32_t>(bytes.data + bytes.scales)};
 }
 
-/// The forms in which a matrix needs its rows, of which there are at most two: for weights of one bit and of two.
+/// The forms in which a matrix needs its rows, of which there are at most two: for weights of one bit and of
+/// two.
 std::vector<Quantized> CudaPlan::quantized_for(const CudaMatrix& matrix, int32_t rows) const {
   std::vector<Quantized> forms;
   for (const MatrixRun& run : matrix.runs()) {
     if (!is_sign(run)) continue;
     const QuantizedLayout layout = quantized_layout(run.sign.bits, rows);
-    if (std::any_of(forms.begin(), forms.end(), [&](const Quantized& form) { return form.layout == layout; })) continue;
+    if (std::any_of(forms.begin(), forms.end(), [&](const Quantized& form) { return form.layout == layout; }))
+      continue;
     forms.push_back(quantized(forms.size(), layout, rows, matrix.columns()));
   }
   return forms;
@@ -227,8 +232,8 @@ void CudaPlan::encode(const EmbedOp& op, size_t, const Bucket& bucket) {
 void CudaPlan::encode(const RopeTableOp& op, size_t index, const Bucket& bucket) {
   const FloatRows out = buffer(op.out);
   launch_rope_table(view_,
-                    {ops_[index].memory.at<const double>(), ops_[index].rope_factor, op.rope.head_dim, out.data,
-                     out.stride},
+                    {ops_[index].memory.at<const double>(), ops_[index].rope_factor, op.rope.head_dim,
+                     out.data, out.stride},
                     bucket.rows, gpu_.stream);
 }
 
@@ -236,11 +241,18 @@ void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
   const BoundOp& bound = ops_[index];
   const int32_t rows = rows_of(bucket, op.in);
   const auto width = static_cast<int32_t>(op.weight->values().size());
-  Preparation work{buffer(op.in), width, {bound.memory.at<const float>(), op.eps}, static_cast<int32_t>(index), {}, 0,
-                   {}, {static_cast<int32_t>(index + 1), per_output(op.in)}};
+  Preparation work{buffer(op.in),
+                   width,
+                   {bound.memory.at<const float>(), op.eps},
+                   static_cast<int32_t>(index),
+                   {},
+                   0,
+                   {},
+                   {static_cast<int32_t>(index + 1), per_output(op.in)}};
   if (bound.writes_floats || (bound.prepares && adapts(index + 1))) work.out = buffer(op.out);
   if (bound.prepares) {
-    for (const Quantized& form : quantized_for(cuda_matrix(*std::get<LinearOp>(spec().ops[index + 1].op).matrix), rows))
+    for (const Quantized& form :
+         quantized_for(cuda_matrix(*std::get<LinearOp>(spec().ops[index + 1].op).matrix), rows))
       work.quantized[work.layouts++] = form;
   }
   prepare_rows(view_, work, rows, gpu_.stream);
@@ -258,8 +270,9 @@ void CudaPlan::multiply(const LinearOp& op, const Bucket& bucket, const FloatRow
     }
     const QuantizedLayout layout = quantized_layout(run.sign.bits, rows);
     const SignProduct product{
-        &run, rows, *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; }), out,
-        epilogue};
+        &run, rows,
+        *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; }),
+        out, epilogue};
     multiply_sign(product, gpu_.multiprocessors, gpu_.stream);
   }
 }
@@ -270,7 +283,13 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const int32_t rows = rows_of(bucket, op.in);
   if (rows == 0) return;
   if (index == 0 || !ops_[index - 1].prepares) {
-    Preparation work{buffer(op.in), static_cast<int32_t>(matrix.columns()), {}, 0, {}, 0, {},
+    Preparation work{buffer(op.in),
+                     static_cast<int32_t>(matrix.columns()),
+                     {},
+                     0,
+                     {},
+                     0,
+                     {},
                      {static_cast<int32_t>(index), per_output(op.in)}};
     for (const Quantized& form : quantized_for(matrix, rows)) work.quantized[work.layouts++] = form;
     if (work.layouts > 0) prepare_rows(view_, work, rows, gpu_.stream);
@@ -279,7 +298,9 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const bool swiglu = op.activation == Activation::kSwiglu, adapted = adapts(index);
   if (!adapted && !bound.through_scratch) {
     return multiply(op, bucket, out,
-                    swiglu ? Epilogue::kSwiglu : op.accumulate ? Epilogue::kAdd : Epilogue::kStore);
+                    swiglu          ? Epilogue::kSwiglu
+                    : op.accumulate ? Epilogue::kAdd
+                                    : Epilogue::kStore);
   }
   const FloatRows y{scratch_.at<float>(), (scratch_width_ + 15) / 16 * 16}, x = buffer(op.in);
   multiply(op, bucket, y, Epilogue::kStore);
@@ -288,8 +309,9 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
     slots_->project(index, rows, step, x.data, x.stride, gpu_.stream);
     if (!swiglu) {
       if (!op.accumulate) copy_rows(y, static_cast<int32_t>(matrix.rows()), out, rows, gpu_.stream);
-      return slots_->add(index, rows, step, op.accumulate ? y.data : out.data, op.accumulate ? y.stride : out.stride,
-                         out.data, out.stride, op.accumulate, gpu_.stream);
+      return slots_->add(index, rows, step, op.accumulate ? y.data : out.data,
+                         op.accumulate ? y.stride : out.stride, out.data, out.stride, op.accumulate,
+                         gpu_.stream);
     }
     slots_->add(index, rows, step, y.data, y.stride, y.data, y.stride, false, gpu_.stream);
   }
@@ -309,8 +331,9 @@ void CudaPlan::encode(const QkNormRopeOp& op, size_t index, const Bucket& bucket
   if (!ops_[index].stores_next) return launch_norm(view_, heads, norm, bucket.rows, gpu_.stream);
   if (bucket.fused) return;
   const auto& store = std::get<KvStoreOp>(spec().ops[index + 1].op);
-  launch_norm_store(view_, heads, norm, {pages_of(store.kv).pages(store.layer), static_cast<int32_t>(index + 1)},
-                    bucket.rows, gpu_.stream);
+  launch_norm_store(view_, heads, norm,
+                    {pages_of(store.kv).pages(store.layer), static_cast<int32_t>(index + 1)}, bucket.rows,
+                    gpu_.stream);
 }
 
 void CudaPlan::encode(const KvStoreOp& op, size_t index, const Bucket& bucket) {
@@ -350,7 +373,8 @@ void CudaPlan::encode(const PagedAttentionOp& op, size_t index, const Bucket& bu
 void CudaPlan::encode(const SelectOutputsOp& op, size_t, const Bucket& bucket) {
   if (bucket.outputs == 0) return;
   select_outputs(view_, buffer(op.in), buffer(op.out),
-                 static_cast<int32_t>(spec().buffers[static_cast<size_t>(op.in)].width), bucket.outputs, gpu_.stream);
+                 static_cast<int32_t>(spec().buffers[static_cast<size_t>(op.in)].width), bucket.outputs,
+                 gpu_.stream);
 }
 
 void CudaPlan::encode(const Bucket& bucket, const CudaAdapterSlots* slots) {
@@ -403,19 +427,23 @@ cudaGraphExec_t CudaPlan::graph_of(const Bucket& bucket) {
   return found->second;
 }
 
-/// Writes the step to staging memory, and makes room on the GPU where it has too little; then no graph is valid any more.
+/// Writes the step to staging memory, and makes room on the GPU where it has too little; then no graph is
+/// valid any more.
 void CudaPlan::stage(const Step& step, bool wide) {
   size_t tables = 0;
   for (const StepSequence& sequence : step.sequences) tables += sequence.block_table.size();
   const auto* slots = static_cast<const CudaPlanSlots*>(step.adapter_slots.get());
-  const std::vector<uint8_t> adapters = slots == nullptr ? std::vector<uint8_t>() : slots->on_gpu().pack_step(step);
+  const std::vector<uint8_t> adapters =
+      slots == nullptr ? std::vector<uint8_t>() : slots->on_gpu().pack_step(step);
   const auto aligned = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   const size_t samples = CudaSampler::packed_bytes(step);
   const bool fits = step_memory_.size() > 0 && layout_.adapters - layout_.samples >= samples &&
                     layout_.tables - layout_.adapters >= adapters.size() &&
                     layout_.end - layout_.tables >= 4 * tables;
   if (!fits) {
-    const auto room = [&](size_t needed, size_t had) { return aligned(std::max({needed * 3 / 2, had, size_t{4096}})); };
+    const auto room = [&](size_t needed, size_t had) {
+      return aligned(std::max({needed * 3 / 2, had, size_t{4096}}));
+    };
     const Layout before = layout_;
     const bool first = step_memory_.size() == 0;
     layout_.samples = aligned(layout_.items + most_item_bytes());
@@ -479,8 +507,8 @@ void CudaPlan::stage(const Step& step, bool wide) {
 
 void CudaPlan::upload(size_t begin, size_t end) {
   if (begin == end) return;
-  check(cudaMemcpyAsync(step_memory_.at<void>(begin), staging_.at<void>(begin), end - begin, cudaMemcpyHostToDevice,
-                        gpu_.stream),
+  check(cudaMemcpyAsync(step_memory_.at<void>(begin), staging_.at<void>(begin), end - begin,
+                        cudaMemcpyHostToDevice, gpu_.stream),
         "uploading a step");
 }
 
@@ -490,12 +518,14 @@ StepResult CudaPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
   stage(step, bucket.wide);
   CudaSampler::Packed samples{CudaSampler::Kind::kGreedy, 0, 0};
   if (!step.samples.empty()) {
-    samples = sampler_.pack(step, staging_.at<std::byte>(layout_.samples), step_memory_.at<std::byte>(layout_.samples));
+    samples = sampler_.pack(step, staging_.at<std::byte>(layout_.samples),
+                            step_memory_.at<std::byte>(layout_.samples));
     upload(layout_.samples, layout_.samples + samples.bytes);
   }
   const auto* slots = static_cast<const CudaPlanSlots*>(step.adapter_slots.get());
-  const bool adapted = slots != nullptr && std::any_of(step.sequences.begin(), step.sequences.end(),
-                                                       [](const StepSequence& s) { return !s.adapters.empty(); });
+  const bool adapted =
+      slots != nullptr && std::any_of(step.sequences.begin(), step.sequences.end(),
+                                      [](const StepSequence& s) { return !s.adapters.empty(); });
   if (adapted) {
     encode(bucket, &slots->on_gpu());
   } else {
@@ -507,13 +537,14 @@ StepResult CudaPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
                     step_memory_.at<const std::byte>(layout_.samples), logits.data, logits.stride, nullptr);
   }
   constexpr size_t kBad = 16;  // of the results, before those of the sampler
-  if (results_.size() < kBad + samples.result_bytes) results_ = PinnedMemory(2 * (kBad + samples.result_bytes));
-  check(cudaMemcpyAsync(results_.at<void>(), view_.first_bad, sizeof(unsigned long long), cudaMemcpyDeviceToHost,
-                        gpu_.stream),
+  if (results_.size() < kBad + samples.result_bytes)
+    results_ = PinnedMemory(2 * (kBad + samples.result_bytes));
+  check(cudaMemcpyAsync(results_.at<void>(), view_.first_bad, sizeof(unsigned long long),
+                        cudaMemcpyDeviceToHost, gpu_.stream),
         "reading a step's results");
   if (!step.samples.empty()) {
-    check(cudaMemcpyAsync(results_.at<void>(kBad), sampler_.results(), samples.result_bytes, cudaMemcpyDeviceToHost,
-                          gpu_.stream),
+    check(cudaMemcpyAsync(results_.at<void>(kBad), sampler_.results(), samples.result_bytes,
+                          cudaMemcpyDeviceToHost, gpu_.stream),
           "reading a step's results");
   }
   StepResult result;
@@ -556,8 +587,8 @@ void CudaPlan::refuse(unsigned long long bad, const Step& step) const {
   if (std::holds_alternative<PagedAttentionOp>(op)) what = "queries, as float16 (up to 65504),";
   const BufferId read = uses(op).reads[0];
   if (read != kNoBuffer && per_output(read)) row = step.outputs[static_cast<size_t>(row)];
-  throw Error(ErrorCode::kNonFinite, std::string(what) + " of " + describe_row(step, row) + " are not finite at " +
-                                         spec().ops[index].label);
+  throw Error(ErrorCode::kNonFinite, std::string(what) + " of " + describe_row(step, row) +
+                                         " are not finite at " + spec().ops[index].label);
 }
 
 std::vector<LinearTensor> CudaPlan::linear_tensors() const {
@@ -585,12 +616,13 @@ std::vector<float> CudaPlan::tensor_rows(const std::string& name) const {
 
 CudaPlanSlots::CudaPlanSlots(std::shared_ptr<const CudaPlan> plan, AdapterSlotsSpec spec)
     : plan_(std::move(plan)),
-      slots_(choose_tier("").adapters, plan_->linear_tensors(), plan_->spec().max_rows, plan_->spec().max_outputs,
-             std::move(spec)) {}
+      slots_(choose_tier("").adapters, plan_->linear_tensors(), plan_->spec().max_rows,
+             plan_->spec().max_outputs, std::move(spec)) {}
 
 std::vector<float> CudaPlanSlots::row_norms(ThreadPool& pool, const AdapterTarget& target) const {
   const std::vector<float> rows = plan_->tensor_rows(target.tensor);
-  const auto shape = std::find(spec().targets.begin(), spec().targets.end(), target.tensor) - spec().targets.begin();
+  const auto shape =
+      std::find(spec().targets.begin(), spec().targets.end(), target.tensor) - spec().targets.begin();
   const auto columns = static_cast<size_t>(shapes()[static_cast<size_t>(shape)].columns);
   return slots_.row_norms(pool, target, [&](int64_t row, float* weights) {
     std::memcpy(weights, rows.data() + static_cast<size_t>(row) * columns, columns * sizeof(float));

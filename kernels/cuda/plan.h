@@ -24,8 +24,8 @@ struct Gpu {
 /// Slots of a CudaPlan.
 class CudaPlanSlots;
 
-/// A plan bound to a GPU. Its operations are captured as one graph for each bucket of rows and of output rows; what differs from
-/// step to step is uploaded before.
+/// A plan bound to a GPU. Its operations are captured as one graph for each bucket of rows and of output
+/// rows; what differs from step to step is uploaded before.
 class CudaPlan final : public QueuedPlan {
  public:
   /// Throws kInvalidArgument, kOutOfMemory.
@@ -43,11 +43,11 @@ class CudaPlan final : public QueuedPlan {
 
  private:
   struct BoundOp {
-    DeviceMemory memory;   // norm weights, frequencies
+    DeviceMemory memory;  // norm weights, frequencies
     double rope_factor = 1;
-    bool prepares = false;       // quantizes its rows for the linear operation after it
-    bool writes_floats = true;   // something else reads its output
-    bool stores_next = false;    // a norm of heads that the store after it is done with, or both by attention
+    bool prepares = false;      // quantizes its rows for the linear operation after it
+    bool writes_floats = true;  // something else reads its output
+    bool stores_next = false;   // a norm of heads that the store after it is done with, or both by attention
     bool through_scratch = false;  // SwiGLU, or an addition, of a matrix whose epilogues cannot do it
   };
   /// The rows that kernels are launched for.
@@ -59,7 +59,8 @@ class CudaPlan final : public QueuedPlan {
   };
   /// Where things of a step lie, in staging memory and on the GPU alike.
   struct Layout {
-    size_t counts, first_bad, tokens, positions, sequences, table_begins, outputs, items, samples, adapters, tables, end;
+    size_t counts, first_bad, tokens, positions, sequences, table_begins, outputs, items, samples, adapters,
+        tables, end;
   };
 
   void bind();
@@ -127,7 +128,9 @@ class CudaPlanSlots final : public QueuedSlots {
   const std::vector<Shape>& shapes() const override { return slots_.shapes(); }
   size_t bytes() const override { return slots_.bytes(); }
   const QueuedPlan& plan() const override { return *plan_; }
-  void check(int32_t slot, const std::vector<AdapterTarget>& adapter) const override { slots_.check(slot, adapter); }
+  void check(int32_t slot, const std::vector<AdapterTarget>& adapter) const override {
+    slots_.check(slot, adapter);
+  }
   void check(const AdapterTarget& target) const override { slots_.check(target); }
   void populate(ThreadPool&) override {}  // cudaMalloc has
   void load(ThreadPool& pool, int32_t slot, const std::vector<AdapterTarget>& adapter) override {

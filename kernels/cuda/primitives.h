@@ -1,6 +1,6 @@
 #pragma once
-// What kernels use of the hardware beyond CUDA C++: asynchronous copies, barriers, matrix instructions. Shapes of fragments are
-// those of the PTX manual; `lane` is the thread's index in its warp.
+// What kernels use of the hardware beyond CUDA C++: asynchronous copies, barriers, matrix instructions.
+// Shapes of fragments are those of the PTX manual; `lane` is the thread's index in its warp.
 #include <cstdint>
 
 #include "cuda/runtime.h"
@@ -34,11 +34,14 @@ __device__ inline float exp2_approx(float x) {
   return v;
 }
 
-/// Adds to a counter that blocks meet at: what was written before by this thread, or before a __syncthreads() by others of its
-/// block, is seen by those that find it counted, and what they do after a __syncthreads().
+/// Adds to a counter that blocks meet at: what was written before by this thread, or before a __syncthreads()
+/// by others of its block, is seen by those that find it counted, and what they do after a __syncthreads().
 __device__ inline uint32_t add_meeting(uint32_t* counter, uint32_t x) {
   uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(x) : "memory");
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(x)
+               : "memory");
   return before;
 }
 
@@ -79,14 +82,16 @@ __device__ inline void wait_copies() {
 
 /// By one thread; then fence_barriers() and __syncthreads() before others use it.
 __device__ inline void init_barrier(uint64_t* barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
 }
 __device__ inline void fence_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 /// Arrives, and has the phase wait for so many bytes of bulk copies, too.
 __device__ inline void arrive_expecting(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
                : "memory");
 }
 __device__ inline void arrive(uint64_t* barrier) {
@@ -104,7 +109,8 @@ __device__ inline void wait(uint64_t* barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-/// By one thread: `bytes`, a multiple of 16, from global to shared memory, both aligned to 16; ends at the barrier.
+/// By one thread: `bytes`, a multiple of 16, from global to shared memory, both aligned to 16; ends at the
+/// barrier.
 __device__ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -134,30 +140,31 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void* sh
 }
 /// d += a b: m16n8k16, halves, sums in float32.
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+      "%1, "
       "%2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 /// d += a b: m16n8k32, bytes without and with a sign, sums in int32.
 __device__ inline void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm(
-      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+      "%1, "
       "%2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 /// d = popcount(a & b): m16n8k128, bits, sums in int32.
 __device__ inline void mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
-  asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+  asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, "
+      "%7, %7};"
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(b), "r"(0));
 }
 
-// Matrix instructions of a warpgroup (four warps): D[64 x N] (+)= A[64 x 16] B[16 x N], halves, sums in float32. A from
-// registers, warp w has rows 16 w ..; B in shared memory, K-major without swizzling: cores of 8 columns of N by 16
-// bytes of K, each 128 bytes in one piece.
+// Matrix instructions of a warpgroup (four warps): D[64 x N] (+)= A[64 x 16] B[16 x N], halves, sums in
+// float32. A from registers, warp w has rows 16 w ..; B in shared memory, K-major without swizzling: cores of
+// 8 columns of N by 16 bytes of K, each 128 bytes in one piece.
 
 /// `along_k`: bytes from a core to the next 8 of K; `along_n`: to the next 8 columns of N.
 __device__ inline uint64_t describe_shared(const void* shared, uint32_t along_k, uint32_t along_n) {

@@ -10,12 +10,12 @@ namespace niwaki::cuda {
 /// Columns that share a scale of activations.
 constexpr int kGroup = 128;
 
-/// Rows of activations as integers q of at most 511, in the order in which matrix instructions take them. Of a group, column
-/// group_column(lane, t) belongs to a lane and a t of 0..3.
+/// Rows of activations as integers q of at most 511, in the order in which matrix instructions take them. Of
+/// a group, column group_column(lane, t) belongs to a lane and a t of 0..3.
 ///
-///   kBits1   [group][row][10 planes][4 words]: bit `lane` of word t of plane p is bit p of q; two's complement
-///   kBits2   [half group][row][12 planes][4 words]: see pack_bits2
-///   kHalves  [group][8 rows][16 cores][row][8 halves]: q as float16, for wgmma
+///   kBits1   [group][row][10 planes][4 words]: bit `lane` of word t of plane p is bit p of q; two's
+///   complement kBits2   [half group][row][12 planes][4 words]: see pack_bits2 kHalves  [group][8 rows][16
+///   cores][row][8 halves]: q as float16, for wgmma
 enum class QuantizedLayout : int32_t { kBits1, kBits2, kHalves };
 
 constexpr int kBits1Planes = 10, kBits2Planes = 11;
@@ -23,7 +23,7 @@ constexpr int kBits1Words = 40, kBits2Words = 48;  // of a (half) group and row
 
 struct Quantized {
   QuantizedLayout layout;
-  int32_t rows;   // that there is room for; kHalves: a multiple of 8
+  int32_t rows;  // that there is room for; kHalves: a multiple of 8
   uint8_t* data;
   float* scales;  // [group][rows]
   int32_t* sums;  // [group][2][rows]: of the integers of each half group
@@ -57,9 +57,11 @@ __device__ inline uint32_t spread(uint32_t x) {
   return (x | x << 1) & 0x55555555u;
 }
 
-/// Two bits of a weight, b0 + 2 b1, lie beside each other: plane p has bit p of q at b0's place and bit p - 1 at b1's, so that
-/// the counts of plane p times 2^p (2^10: negative) sum to the product. Word t of half s is of columns 64 s + 16 t + (0..15).
-__device__ inline void pack_bits2(const Quantized& out, int row, int group, const uint32_t (&q)[4], int lane) {
+/// Two bits of a weight, b0 + 2 b1, lie beside each other: plane p has bit p of q at b0's place and bit p - 1
+/// at b1's, so that the counts of plane p times 2^p (2^10: negative) sum to the product. Word t of half s is
+/// of columns 64 s + 16 t + (0..15).
+__device__ inline void pack_bits2(const Quantized& out, int row, int group, const uint32_t (&q)[4],
+                                  int lane) {
   auto* words = reinterpret_cast<uint32_t*>(out.data);
   const int half = lane & 1, word = lane >> 1 & 3;
   uint32_t before = 0;
@@ -71,8 +73,9 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
       if (t == word) mine = (bits & 0xff) | (bits >> 8 & 0xff00);
     }
     if (lane < 8) {
-      const size_t at = (static_cast<size_t>(2 * group + half) * static_cast<size_t>(out.rows) +
-                         static_cast<size_t>(row)) * kBits2Words;
+      const size_t at =
+          (static_cast<size_t>(2 * group + half) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) *
+          kBits2Words;
       words[at + static_cast<size_t>(4 * plane + word)] = spread(mine) | spread(before) << 1;
     }
     before = mine;
@@ -80,10 +83,11 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
 }
 
 /// See QuantizedLayout.
-__device__ inline void pack_bits1(const Quantized& out, int row, int group, const uint32_t (&q)[4], int lane) {
-  auto* words = reinterpret_cast<uint4*>(reinterpret_cast<uint32_t*>(out.data) +
-                                         (static_cast<size_t>(group) * static_cast<size_t>(out.rows) +
-                                          static_cast<size_t>(row)) * kBits1Words);
+__device__ inline void pack_bits1(const Quantized& out, int row, int group, const uint32_t (&q)[4],
+                                  int lane) {
+  auto* words = reinterpret_cast<uint4*>(
+      reinterpret_cast<uint32_t*>(out.data) +
+      (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) * kBits1Words);
 #pragma unroll
   for (int p = 0; p < kBits1Planes; ++p) {
     uint32_t bits[4];
@@ -93,10 +97,11 @@ __device__ inline void pack_bits1(const Quantized& out, int row, int group, cons
   }
 }
 
-/// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of group_column, zeros beyond the
-/// row's end. The scale is stored times `factor`. Returns false in all lanes, and stores nothing sensible, if one is NaN or
-/// infinite.
-__device__ inline bool quantize_lanes(const Quantized& out, int row, int group, const float (&x)[4], float factor = 1) {
+/// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of
+/// group_column, zeros beyond the row's end. The scale is stored times `factor`. Returns false in all lanes,
+/// and stores nothing sensible, if one is NaN or infinite.
+__device__ inline bool quantize_lanes(const Quantized& out, int row, int group, const float (&x)[4],
+                                      float factor = 1) {
   constexpr uint32_t kInfinite = 0x7f800000u;
   const int lane = static_cast<int>(threadIdx.x & 31);
   // Bits of floats that are not negative are ordered as they are; NaN is above all.
@@ -129,7 +134,8 @@ __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, 
     inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, warp_sum(total)));
     round();
   }
-  const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row), g = static_cast<size_t>(group);
+  const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row),
+             g = static_cast<size_t>(group);
   if (out.layout == QuantizedLayout::kHalves) {
     // A lane and the one 16 beside it have the even and the odd elements of a core's eight.
     uint32_t packed[4];
@@ -140,7 +146,8 @@ __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, 
     }
     if (lane < 16) {
       const size_t core = (g * (rows / 8) + r / 8) * 16 + static_cast<size_t>(lane);
-      reinterpret_cast<uint4*>(out.data)[core * 8 + r % 8] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+      reinterpret_cast<uint4*>(out.data)[core * 8 + r % 8] =
+          make_uint4(packed[0], packed[1], packed[2], packed[3]);
     }
   } else if (out.layout == QuantizedLayout::kBits1) {
     pack_bits1(out, row, group, q, lane);

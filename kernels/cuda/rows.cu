@@ -1,8 +1,7 @@
-#include "cuda/rows.h"
-
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
+#include "cuda/rows.h"
 
 namespace niwaki::cuda {
 namespace {
@@ -95,7 +94,7 @@ __global__ void prepare_row(StepView step, Preparation work) {
   const int begin = static_cast<int>(blockIdx.y) * part, end = min(groups, begin + part);
   const bool there = row < (work.of.outputs ? step.counts->outputs : step.counts->rows);
   const float* x = work.in.data + row * work.in.stride;
-  const auto load = [&](int group, float (&value)[4]) {
+  const auto load = [&](int group, float(&value)[4]) {
     for (int t = 0; t < 4; ++t) {
       const int c = group * kGroup + group_column(lane, t);
       value[t] = c < work.width ? __ldcg(x + c) : 0;
@@ -168,7 +167,8 @@ __global__ void select_rows(StepView step, FloatRows in, FloatRows out, int32_t 
 
 }  // namespace
 
-void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, int rows, cudaStream_t stream) {
+void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, int rows,
+           cudaStream_t stream) {
   for (const MatrixRun& run : table.runs()) {
     launch(embed_rows, {dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, true}, stream, step, run,
            static_cast<int64_t>(row_bytes(run.type, run.columns)), out);
@@ -183,12 +183,13 @@ void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaS
   const int warps = std::min(groups, normed ? 32 : rows <= kPlaneRows ? 1 : 8);
   const int parts = !normed ? (groups + warps - 1) / warps : apart ? groups : 1;
   launch(prepare_row,
-         {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)), dim3(static_cast<unsigned>(32 * warps)),
-          static_cast<size_t>(groups) * sizeof(float), true},
+         {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)),
+          dim3(static_cast<unsigned>(32 * warps)), static_cast<size_t>(groups) * sizeof(float), true},
          stream, step, work);
 }
 
-void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, bool accumulate, int rows, cudaStream_t stream) {
+void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, bool accumulate, int rows,
+            cudaStream_t stream) {
   launch(swiglu_rows,
          {dim3(static_cast<unsigned>((width + kThreads - 1) / kThreads), static_cast<unsigned>(rows)),
           dim3(kThreads), 0, true},
@@ -203,22 +204,25 @@ std::vector<float> read_rows(const CudaMatrix& matrix, int64_t first_row, int64_
   const size_t row_floats = static_cast<size_t>(matrix.columns());
   std::vector<float> values(static_cast<size_t>(rows) * row_floats);
   for (const MatrixRun& run : matrix.runs()) {
-    const int64_t begin = std::max(first_row, run.first_row), end = std::min(first_row + rows, run.first_row + run.rows);
+    const int64_t begin = std::max(first_row, run.first_row),
+                  end = std::min(first_row + rows, run.first_row + run.rows);
     if (begin >= end) continue;
-    const DeviceMemory memory(static_cast<size_t>(end - begin) * row_floats * sizeof(float), "reading weights");
+    const DeviceMemory memory(static_cast<size_t>(end - begin) * row_floats * sizeof(float),
+                              "reading weights");
     launch(dequantize_row, {dim3(static_cast<unsigned>(end - begin)), dim3(kThreads)}, stream, run,
            static_cast<int64_t>(row_bytes(run.type, run.columns)), begin - run.first_row, memory.at<float>());
-    check(cudaMemcpyAsync(values.data() + static_cast<size_t>(begin - first_row) * row_floats, memory.at<void>(),
-                          memory.size(), cudaMemcpyDeviceToHost, stream),
+    check(cudaMemcpyAsync(values.data() + static_cast<size_t>(begin - first_row) * row_floats,
+                          memory.at<void>(), memory.size(), cudaMemcpyDeviceToHost, stream),
           "reading weights");
     check(cudaStreamSynchronize(stream), "reading weights");
   }
   return values;
 }
 
-void select_outputs(const StepView& step, const FloatRows& in, const FloatRows& out, int32_t width, int outputs,
-                    cudaStream_t stream) {
-  launch(select_rows, {dim3(static_cast<unsigned>(outputs)), dim3(kThreads), 0, true}, stream, step, in, out, width);
+void select_outputs(const StepView& step, const FloatRows& in, const FloatRows& out, int32_t width,
+                    int outputs, cudaStream_t stream) {
+  launch(select_rows, {dim3(static_cast<unsigned>(outputs)), dim3(kThreads), 0, true}, stream, step, in, out,
+         width);
 }
 
 }  // namespace niwaki::cuda

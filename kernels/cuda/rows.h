@@ -19,12 +19,14 @@ struct NormWeights {
 };
 
 /// out[row] = table[token of row], exactly.
-void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, int rows, cudaStream_t stream);
+void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, int rows,
+           cudaStream_t stream);
 
-/// Rows of x, normed if `norm` is given, to `out` (floats, unless its data is null) and to each of `quantized`. x of a width that
-/// is a multiple of 16. What is quantized is x times the norm's weights; the factor that all of a row share goes into the scales
-/// (quantize_lanes). A row's bits do not depend on the others, nor on where they go. Values that are not finite are reported:
-/// those of a norm as `norm_op`, those that cannot be quantized as `of.op`.
+/// Rows of x, normed if `norm` is given, to `out` (floats, unless its data is null) and to each of
+/// `quantized`. x of a width that is a multiple of 16. What is quantized is x times the norm's weights; the
+/// factor that all of a row share goes into the scales (quantize_lanes). A row's bits do not depend on the
+/// others, nor on where they go. Values that are not finite are reported: those of a norm as `norm_op`, those
+/// that cannot be quantized as `of.op`.
 struct Preparation {
   FloatRows in;
   int32_t width;
@@ -38,7 +40,8 @@ struct Preparation {
 void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream);
 
 /// out = silu(gate) * up, or out += with `accumulate`; x is gate | up.
-void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, bool accumulate, int rows, cudaStream_t stream);
+void swiglu(const FloatRows& x, int32_t width, const FloatRows& out, bool accumulate, int rows,
+            cudaStream_t stream);
 
 /// out = in
 void copy_rows(const FloatRows& in, int32_t width, const FloatRows& out, int rows, cudaStream_t stream);
@@ -47,7 +50,7 @@ void copy_rows(const FloatRows& in, int32_t width, const FloatRows& out, int row
 std::vector<float> read_rows(const CudaMatrix& matrix, int64_t first_row, int64_t rows, cudaStream_t stream);
 
 /// out[i] = in[row of output i]
-void select_outputs(const StepView& step, const FloatRows& in, const FloatRows& out, int32_t width, int outputs,
-                    cudaStream_t stream);
+void select_outputs(const StepView& step, const FloatRows& in, const FloatRows& out, int32_t width,
+                    int outputs, cudaStream_t stream);
 
 }  // namespace niwaki::cuda

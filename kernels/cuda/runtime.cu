@@ -1,5 +1,4 @@
 #include "cuda/runtime.h"
-
 #include "niwaki/error.h"
 
 namespace niwaki::cuda {

@@ -1,5 +1,6 @@
 #pragma once
-// The CUDA runtime, or the emulator of it that runs the same kernels on the CPU (tests on machines without a GPU).
+// The CUDA runtime, or the emulator of it that runs the same kernels on the CPU (tests on machines without a
+// GPU).
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -13,12 +14,14 @@
 
 namespace niwaki::cuda {
 
-/// Throws kOutOfMemory for cudaErrorMemoryAllocation, else kIo; the message says what was tried and CUDA's reason.
+/// Throws kOutOfMemory for cudaErrorMemoryAllocation, else kIo; the message says what was tried and CUDA's
+/// reason.
 void check(cudaError_t status, const std::string& what);
 
-/// Blocks and threads of a launch. `shared` is the dynamic shared memory of a block in bytes; above 48 KB the kernel needs
-/// allow_shared() once. With `early` the kernel may start before its predecessor in the stream has ended, and must call
-/// wait_for_predecessor() before it reads what that writes (programmatic dependent launch).
+/// Blocks and threads of a launch. `shared` is the dynamic shared memory of a block in bytes; above 48 KB the
+/// kernel needs allow_shared() once. With `early` the kernel may start before its predecessor in the stream
+/// has ended, and must call wait_for_predecessor() before it reads what that writes (programmatic dependent
+/// launch).
 struct LaunchShape {
   dim3 grid;
   dim3 block;
@@ -36,7 +39,8 @@ namespace niwaki::cuda {
 
 #ifndef NIWAKI_CUDA_EMULATED
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream, Arguments&&... arguments) {
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+            Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
@@ -53,8 +57,8 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_
 
 template <class... Parameters>
 void allow_shared(void (*kernel)(Parameters...), size_t bytes) {
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "asking for shared memory");
 }
 

@@ -1,9 +1,8 @@
-#include "cuda/sampling.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "cuda/sampling.h"
 #include "cuda/sampling_search.h"
 #include "niwaki/error.h"
 
@@ -11,14 +10,17 @@ namespace niwaki::cuda {
 
 // All samples greedy: scan_kernel<false> alone, whose last block of each row writes the token. Else:
 //
-//   scan    blocks [slices, samples]   finds the row's largest value and, of each group of 256 logits, that of the group;
-//                                      the last block takes the r-th largest of those as a threshold, which at least r
-//                                      logits reach and few more
-//   weigh   blocks [slices, samples]   sums of weights by slice; logits from the threshold on become the row's candidates
-//   choose  blocks [samples]           sorts the candidates in shared memory, filters and draws
+//   scan    blocks [slices, samples]   finds the row's largest value and, of each group of 256 logits, that
+//   of the group;
+//                                      the last block takes the r-th largest of those as a threshold, which
+//                                      at least r logits reach and few more
+//   weigh   blocks [slices, samples]   sums of weights by slice; logits from the threshold on become the
+//   row's candidates choose  blocks [samples]           sorts the candidates in shared memory, filters and
+//   draws
 //
-// A row has two sides: its logits as they are, for log-probabilities, and adjusted, for the draw. Where candidates are too
-// many or too few, `choose` searches the whole row instead (RowSearch), which is slower and gives the same.
+// A row has two sides: its logits as they are, for log-probabilities, and adjusted, for the draw. Where
+// candidates are too many or too few, `choose` searches the whole row instead (RowSearch), which is slower
+// and gives the same.
 
 namespace {
 
@@ -40,7 +42,7 @@ struct RowState {
 /// Device memory, by sample.
 struct SamplingScratch {
   int32_t vocabulary, slices;
-  uint32_t* arrived;         // blocks of `scan` that are done; 0 between launches
+  uint32_t* arrived;  // blocks of `scan` that are done; 0 between launches
   RowState* states;
   Ranked* slice_best;        // [side][slice]
   uint32_t* group_best;      // [side][slice][warp], upper halves
@@ -104,7 +106,8 @@ __global__ void __launch_bounds__(kSamplingThreads)
   from.load(begin, x);
   bool finite = true;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) finite &= LogitRow::token(begin, i) >= from.vocabulary || fabsf(x[i]) <= FLT_MAX;
+  for (int i = 0; i < kEach; ++i)
+    finite &= LogitRow::token(begin, i) >= from.vocabulary || fabsf(x[i]) <= FLT_MAX;
 
   const auto note = [&](int side, bool valid) {
     Ranked best = valid ? 0 : ~Ranked{0};
@@ -119,7 +122,9 @@ __global__ void __launch_bounds__(kSamplingThreads)
       const auto upper = static_cast<uint32_t>(best >> 32);
       const uint32_t of_warp = __reduce_max_sync(~0u, upper);
       if (threadIdx.x % 32 == 0) {
-        scratch.group_best[(scratch.side(sample, side) * scratch.slices + slice) * kWarps + threadIdx.x / 32] = of_warp;
+        scratch
+            .group_best[(scratch.side(sample, side) * scratch.slices + slice) * kWarps + threadIdx.x / 32] =
+            of_warp;
       }
     }
     best = ops.highest(best);
@@ -141,7 +146,8 @@ __global__ void __launch_bounds__(kSamplingThreads)
   __threadfence();
   const auto best_of = [&](int side) {
     const Ranked* found = scratch.slice_best + scratch.side(sample, side) * scratch.slices;
-    return ops.highest(static_cast<int>(threadIdx.x) < scratch.slices ? __ldcg(found + threadIdx.x) : Ranked{0});
+    return ops.highest(static_cast<int>(threadIdx.x) < scratch.slices ? __ldcg(found + threadIdx.x)
+                                                                      : Ranked{0});
   };
   RowState state{SampleStatus::kChosen, {}, {}};
   state.best[kRaw] = best_of(kRaw);
@@ -157,7 +163,8 @@ __global__ void __launch_bounds__(kSamplingThreads)
       if (want == 0 || from.vocabulary <= kCandidates) continue;
       // Of so many random values, four fifths of the groups have one and a half times as many.
       const int full_groups = from.vocabulary / (kSlice / kWarps);
-      const uint32_t* found = scratch.group_best + scratch.side(sample, adjusts ? side : kRaw) * scratch.slices * kWarps;
+      const uint32_t* found =
+          scratch.group_best + scratch.side(sample, adjusts ? side : kRaw) * scratch.slices * kWarps;
       state.threshold[side] =
           threshold_of(found, scratch.slices * kWarps, min(want, full_groups * 4 / 5), ops);
     }
@@ -208,7 +215,8 @@ __global__ void __launch_bounds__(kSamplingThreads)
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const Ranked word = ranked(x[i], LogitRow::token(begin, i));
-      const bool is_candidate = x[i] > -INFINITY && static_cast<uint32_t>(word >> 32) >= state.threshold[side];
+      const bool is_candidate =
+          x[i] > -INFINITY && static_cast<uint32_t>(word >> 32) >= state.threshold[side];
       const uint32_t lanes = __ballot_sync(~0u, is_candidate);
       if (lanes == 0) continue;
       const int lane = threadIdx.x % 32;
@@ -241,7 +249,8 @@ __device__ double uniform_of(uint64_t seed, uint64_t position) {
 __device__ int32_t take_candidates(const SamplingScratch& scratch, size_t side, Ranked* list) {
   const int32_t count = scratch.candidate_count[side];
   if (count > kCandidates) return -1;
-  for (int32_t i = threadIdx.x; i < count; i += kSamplingThreads) list[i] = scratch.candidates[side * kCandidates + i];
+  for (int32_t i = threadIdx.x; i < count; i += kSamplingThreads)
+    list[i] = scratch.candidates[side * kCandidates + i];
   SamplingOps::sort_descending(list, count);
   return count;
 }
@@ -274,9 +283,10 @@ __device__ int32_t draw_of_all(const RowSearch& search, double slice_sum, double
   return begin + found;
 }
 
-/// Draws from the row's most likely tokens. `count` of them are listed, -1: none; `listed_all`: there are no others.
-/// `all`: the sum of all weights.
-__device__ int32_t draw_of_likely(RowSearch& search, int32_t count, bool listed_all, double all, double share) {
+/// Draws from the row's most likely tokens. `count` of them are listed, -1: none; `listed_all`: there are no
+/// others. `all`: the sum of all weights.
+__device__ int32_t draw_of_likely(RowSearch& search, int32_t count, bool listed_all, double all,
+                                  double share) {
   using Measure = RowSearch::Measure;
   const SampleRow& row = search.row;
   const SamplingOps& ops = search.ops;
@@ -294,7 +304,8 @@ __device__ int32_t draw_of_likely(RowSearch& search, int32_t count, bool listed_
     sum = ops.sum(sum);
     if (row.top_p < 1 && (is_listed || limit == vocabulary)) {
       if (limit < vocabulary) all = sum;
-      const int32_t end = crossing(weights, kept, 0, Ends::kReached, static_cast<double>(row.top_p) * all, ops);
+      const int32_t end =
+          crossing(weights, kept, 0, Ends::kReached, static_cast<double>(row.top_p) * all, ops);
       if (end < kept) {
         kept = end + 1;
         is_listed = true;
@@ -313,7 +324,8 @@ __device__ int32_t draw_of_likely(RowSearch& search, int32_t count, bool listed_
     search.floor = search.find(Measure::kCount, Ends::kReached, limit);
     all = search.weights();
   }
-  if (row.top_p < 1) search.floor = search.find(Measure::kWeight, Ends::kReached, static_cast<double>(row.top_p) * all);
+  if (row.top_p < 1)
+    search.floor = search.find(Measure::kWeight, Ends::kReached, static_cast<double>(row.top_p) * all);
   search.softmax.least = row.min_p;
   return token_of(search.find(Measure::kWeight, Ends::kOver, share * search.weights()));
 }
@@ -323,7 +335,8 @@ __device__ void write_top(const RowSearch& search, int32_t listed, int32_t count
   const auto write = [&](int32_t begin, int32_t end) {
     for (int32_t i = begin + static_cast<int32_t>(threadIdx.x); i < end; i += kSamplingThreads) {
       const Ranked word = search.room.list[i - begin];
-      const double logprob = static_cast<double>(value_of(word)) - static_cast<double>(search.softmax.top) - log_sum;
+      const double logprob =
+          static_cast<double>(value_of(word)) - static_cast<double>(search.softmax.top) - log_sum;
       search.row.top[i] = {token_of(word), static_cast<float>(logprob)};
     }
   };
@@ -363,12 +376,18 @@ __global__ void __launch_bounds__(kSamplingThreads)
     const bool is_limited = row.is_limited(from.vocabulary);
     const int32_t position = step.positions[step.outputs[row.output]];
     const double share = uniform_of(row.seed, static_cast<uint64_t>(static_cast<int64_t>(position) + 1));
-    RowSearch search{row,         from, softmax_of(row, state, kAdjusted, is_limited ? 0 : row.min_p), state.best[kAdjusted], 0,
-                     row.adjusts(), room, ops};
+    RowSearch search{row,
+                     from,
+                     softmax_of(row, state, kAdjusted, is_limited ? 0 : row.min_p),
+                     state.best[kAdjusted],
+                     0,
+                     row.adjusts(),
+                     room,
+                     ops};
     if (is_limited) {
       const int32_t count = take_candidates(scratch, side, room.list);
-      output.token =
-          draw_of_likely(search, count, state.threshold[kAdjusted] == 0, ops.sum(slice_sum(kAdjusted)), share);
+      output.token = draw_of_likely(search, count, state.threshold[kAdjusted] == 0,
+                                    ops.sum(slice_sum(kAdjusted)), share);
     } else {
       output.token = draw_of_all(search, slice_sum(kAdjusted), share);
     }
@@ -430,7 +449,8 @@ bool has_penalties(const SampleSpec& spec) {
 
 }  // namespace
 
-CudaSampler::CudaSampler(int32_t max_samples, int32_t vocabulary) : max_samples_(max_samples), vocabulary_(vocabulary) {
+CudaSampler::CudaSampler(int32_t max_samples, int32_t vocabulary)
+    : max_samples_(max_samples), vocabulary_(vocabulary) {
   if (vocabulary > kMaxVocabulary) {
     throw Error(ErrorCode::kUnsupported, "sampling on a GPU: the vocabulary may have at most " +
                                              std::to_string(kMaxVocabulary) + " tokens, got " +
@@ -472,7 +492,8 @@ CudaSampler::Packed CudaSampler::pack(const Step& step, std::byte* staging, cons
   const size_t count = step.samples.size();
   if (count > static_cast<size_t>(max_samples_)) {
     throw Error(ErrorCode::kUnsupported, "step: a GPU takes at most " + std::to_string(max_samples_) +
-                                             " samples, got " + std::to_string(count) + "; make more steps of them");
+                                             " samples, got " + std::to_string(count) +
+                                             "; make more steps of them");
   }
   Packed packed{Kind::kGreedy, 0, count * sizeof(SampleOutput)};
   for (const SampleSpec& spec : step.samples) {
@@ -528,20 +549,22 @@ CudaSampler::Packed CudaSampler::pack(const Step& step, std::byte* staging, cons
   return packed;
 }
 
-void CudaSampler::launch(cudaStream_t stream, Kind kind, int32_t bucket, const StepView& step, const std::byte* packed,
-                         const float* logits, int64_t row_stride, int32_t* next_tokens) const {
+void CudaSampler::launch(cudaStream_t stream, Kind kind, int32_t bucket, const StepView& step,
+                         const std::byte* packed, const float* logits, int64_t row_stride,
+                         int32_t* next_tokens) const {
   const SamplingScratch scratch = this->scratch();
   const auto* table = reinterpret_cast<const SampleTable*>(packed);
   const auto samples = static_cast<unsigned>(bucket);
-  const LaunchShape by_slice{dim3(static_cast<unsigned>(scratch.slices), samples), dim3(kSamplingThreads), 0, true};
+  const LaunchShape by_slice{dim3(static_cast<unsigned>(scratch.slices), samples), dim3(kSamplingThreads), 0,
+                             true};
   if (kind == Kind::kGreedy) {
     cuda::launch(scan_kernel<false>, by_slice, stream, table, logits, row_stride, scratch, next_tokens);
     return;
   }
   cuda::launch(scan_kernel<true>, by_slice, stream, table, logits, row_stride, scratch, next_tokens);
   cuda::launch(weigh_kernel, by_slice, stream, table, logits, row_stride, scratch);
-  cuda::launch(choose_kernel, LaunchShape{dim3(samples), dim3(kSamplingThreads), sizeof(ChooseRoom), true}, stream, table,
-               step, logits, row_stride, scratch, next_tokens);
+  cuda::launch(choose_kernel, LaunchShape{dim3(samples), dim3(kSamplingThreads), sizeof(ChooseRoom), true},
+               stream, table, step, logits, row_stride, scratch, next_tokens);
 }
 
 std::vector<SampleResult> CudaSampler::unpack(const Step& step, const std::byte* results,

@@ -1,13 +1,15 @@
 #pragma once
 // The next token of each output row, chosen on the GPU: cpu/sampling.h over device memory.
 //
-//   pack()  ->  [ table | samples | histories, biases ]  -> upload by the caller -> launch() -> results() -> unpack()
+//   pack()  ->  [ table | samples | histories, biases ]  -> upload by the caller -> launch() -> results() ->
+//   unpack()
 //
-// A sample's result depends on its specification, logits and position alone, not on what else is in the step. Greedy
-// tokens, top-k sets and the lists of the most likely tokens are those of the CPU, ties included. Weights are the CPU's,
-// too, to the bit; they are summed in double in a fixed order, but not in the CPU's. So a draw, or the end of a nucleus,
-// may differ where it falls within the rounding of such a sum (some 1e-15 of it) of the boundary between two tokens.
-// Log-probabilities may differ in the last place of a float. Not to be compiled with fast math.
+// A sample's result depends on its specification, logits and position alone, not on what else is in the step.
+// Greedy tokens, top-k sets and the lists of the most likely tokens are those of the CPU, ties included.
+// Weights are the CPU's, too, to the bit; they are summed in double in a fixed order, but not in the CPU's.
+// So a draw, or the end of a nucleus, may differ where it falls within the rounding of such a sum (some 1e-15
+// of it) of the boundary between two tokens. Log-probabilities may differ in the last place of a float. Not
+// to be compiled with fast math.
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -44,22 +46,23 @@ class CudaSampler {
   };
   /// Room that pack() needs for a step, in bytes.
   static size_t packed_bytes(const Step& step);
-  /// Writes the samples of a checked step to `staging`, for the caller to copy to `device` before the launch; that address,
-  /// a multiple of 16, is in what is written. Throws kUnsupported for more than max_samples, kOutOfMemory.
+  /// Writes the samples of a checked step to `staging`, for the caller to copy to `device` before the launch;
+  /// that address, a multiple of 16, is in what is written. Throws kUnsupported for more than max_samples,
+  /// kOutOfMemory.
   Packed pack(const Step& step, std::byte* staging, const std::byte* device);
 
-  /// Chooses the tokens of all samples of the table, of which there are at most `bucket`, so that a captured graph serves
-  /// every step of so many. `packed`: what pack() wrote, in device memory. logits: [outputs, row_stride >= vocabulary].
-  /// `next_tokens`, unless null, gets the token of sample i at i (0 where sampling fails). A draw is for the position
-  /// after its row's in `step`.
+  /// Chooses the tokens of all samples of the table, of which there are at most `bucket`, so that a captured
+  /// graph serves every step of so many. `packed`: what pack() wrote, in device memory. logits: [outputs,
+  /// row_stride >= vocabulary]. `next_tokens`, unless null, gets the token of sample i at i (0 where sampling
+  /// fails). A draw is for the position after its row's in `step`.
   void launch(cudaStream_t stream, Kind kind, int32_t bucket, const StepView& step, const std::byte* packed,
               const float* logits, int64_t row_stride, int32_t* next_tokens) const;
 
   /// Device memory that the launch writes, until the next pack(), which may move it.
   const std::byte* results() const { return results_.get(); }
 
-  /// `results`: a copy of results(). Throws what the CPU's sampler throws for the first sample that failed, which
-  /// describe(i) names.
+  /// `results`: a copy of results(). Throws what the CPU's sampler throws for the first sample that failed,
+  /// which describe(i) names.
   static std::vector<SampleResult> unpack(const Step& step, const std::byte* results,
                                           const std::function<std::string(size_t sample)>& describe);
 

@@ -1,5 +1,6 @@
 #pragma once
-// What the kernels of sampling share: a step's samples as they are uploaded, and a row of logits, slice by slice.
+// What the kernels of sampling share: a step's samples as they are uploaded, and a row of logits, slice by
+// slice.
 #include <cfloat>
 #include <cstdint>
 
@@ -25,8 +26,11 @@ struct alignas(16) SampleRow {
   float repetition_penalty, presence_penalty, frequency_penalty;
 
   __device__ bool adjusts() const { return bias_count > 0 || history_length > 0; }
-  /// Whether the draw is among the most likely tokens, in that order; else among all, in the order of their ids.
-  __device__ bool is_limited(int32_t vocabulary) const { return (top_k > 0 && top_k < vocabulary) || top_p < 1; }
+  /// Whether the draw is among the most likely tokens, in that order; else among all, in the order of their
+  /// ids.
+  __device__ bool is_limited(int32_t vocabulary) const {
+    return (top_k > 0 && top_k < vocabulary) || top_p < 1;
+  }
 };
 
 enum class SampleStatus : int32_t { kChosen, kNotFinite, kAllBanned };
@@ -42,10 +46,13 @@ struct alignas(16) SampleTable {
   int32_t count;
   SampleOutput* outputs;
 
-  __device__ const SampleRow& operator[](int32_t i) const { return reinterpret_cast<const SampleRow*>(this + 1)[i]; }
+  __device__ const SampleRow& operator[](int32_t i) const {
+    return reinterpret_cast<const SampleRow*>(this + 1)[i];
+  }
 };
 
-// A token and its value in one word: descending words are descending values, ties ascending tokens. No value is NaN.
+// A token and its value in one word: descending words are descending values, ties ascending tokens. No value
+// is NaN.
 
 using Ranked = unsigned long long;
 
@@ -99,8 +106,8 @@ struct SliceRoom {
   int32_t counts[kSlice];  // how often a token stands in the history
 };
 
-/// Logits of one row, of which a block holds a slice at a time: x[i] is that of token begin + i * kSamplingThreads +
-/// threadIdx.x.
+/// Logits of one row, of which a block holds a slice at a time: x[i] is that of token begin + i *
+/// kSamplingThreads + threadIdx.x.
 struct LogitRow {
   const float* logits;
   int32_t vocabulary;

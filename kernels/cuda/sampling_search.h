@@ -20,8 +20,8 @@ __device__ inline bool ends(double sum, Ends by, double target) {
   return by == Ends::kOver ? sum > target : sum >= target;
 }
 
-/// The first of `count` weights in shared memory that ends the sum from `before` on, for kOver one that is not 0; `count` if
-/// none does.
+/// The first of `count` weights in shared memory that ends the sum from `before` on, for kOver one that is
+/// not 0; `count` if none does.
 __device__ inline int32_t crossing(const float* weights, int32_t count, double before, Ends by, double target,
                                    const SamplingOps& ops) {
   const int32_t begin = static_cast<int32_t>(threadIdx.x) * kEach;
@@ -105,8 +105,8 @@ struct RowSearch {
     return measure == Measure::kCount ? 1.0f : softmax.weight(x);
   }
 
-  /// The first word, in descending order, that ends the sum of measures; the last that adds to it if none does. Eight
-  /// thresholds are tried at a time, until few words are left between two of them.
+  /// The first word, in descending order, that ends the sum of measures; the last that adds to it if none
+  /// does. Eight thresholds are tried at a time, until few words are left between two of them.
   __device__ Ranked find(Measure measure, Ends by, double target) const {
     constexpr int kTried = 8;
     Ranked low = floor, high = best + 1;
@@ -135,7 +135,8 @@ struct RowSearch {
         by = Ends::kReached;
         target = sums[0];
       }
-      // The highest threshold at which the sum has ended, and the one after it. A target of 0 is reached without a word.
+      // The highest threshold at which the sum has ended, and the one after it. A target of 0 is reached
+      // without a word.
       Ranked next_low = low, next_high = high;
       between = counts[0];
 #pragma unroll
@@ -155,7 +156,8 @@ struct RowSearch {
 
     const int32_t count = list(low, high);
     float* measures = room.slice.values;
-    for (int32_t i = threadIdx.x; i < count; i += kSamplingThreads) measures[i] = measured(measure, value_of(room.list[i]));
+    for (int32_t i = threadIdx.x; i < count; i += kSamplingThreads)
+      measures[i] = measured(measure, value_of(room.list[i]));
     __syncthreads();
     int32_t found = crossing(measures, count, above, by, target, ops);
     if (found == count) found = last_weight(measures, count, ops);

@@ -61,7 +61,7 @@ void QueuedDevice::close() {
 }
 
 std::shared_ptr<Job> QueuedDevice::load(std::vector<MatrixSource> sources, int64_t columns,
-                          std::shared_ptr<void> keep_alive, MatrixDone done) {
+                                        std::shared_ptr<void> keep_alive, MatrixDone done) {
   auto job = std::make_shared<QueuedJob>();
   enqueue([this, job, sources = std::move(sources), columns, keep_alive = std::move(keep_alive),
            done = std::move(done)]() mutable {
@@ -77,7 +77,7 @@ std::shared_ptr<Job> QueuedDevice::load(std::vector<MatrixSource> sources, int64
 }
 
 std::shared_ptr<Job> QueuedDevice::create_adapter_slots(std::shared_ptr<Plan> plan, AdapterSlotsSpec spec,
-                                          SlotsDone done) {
+                                                        SlotsDone done) {
   auto slots = make_slots(own(std::move(plan)), std::move(spec));
   return submit("making adapter slots", [this, slots, done = std::move(done)](auto&& guard) mutable {
     const std::exception_ptr failure = guard([&] { slots->populate(pool_); });
@@ -86,8 +86,8 @@ std::shared_ptr<Job> QueuedDevice::create_adapter_slots(std::shared_ptr<Plan> pl
 }
 
 std::shared_ptr<Job> QueuedDevice::load_adapter(std::shared_ptr<AdapterSlots> slots, int32_t slot,
-                                  std::vector<AdapterTarget> adapter, std::shared_ptr<void> keep_alive,
-                                  Done done) {
+                                                std::vector<AdapterTarget> adapter,
+                                                std::shared_ptr<void> keep_alive, Done done) {
   auto own_slots = own(std::move(slots));
   own_slots->check(slot, adapter);
   return submit("the load of an adapter",
@@ -100,23 +100,24 @@ std::shared_ptr<Job> QueuedDevice::load_adapter(std::shared_ptr<AdapterSlots> sl
                 });
 }
 
-std::shared_ptr<Job> QueuedDevice::adapter_row_norms(std::shared_ptr<AdapterSlots> slots, AdapterTarget target,
-                                       std::shared_ptr<void> keep_alive, RowNormsDone done) {
+std::shared_ptr<Job> QueuedDevice::adapter_row_norms(std::shared_ptr<AdapterSlots> slots,
+                                                     AdapterTarget target, std::shared_ptr<void> keep_alive,
+                                                     RowNormsDone done) {
   auto own_slots = own(std::move(slots));
   own_slots->check(target);
-  return submit("the norms of an adapter", [this, slots = std::move(own_slots), target = std::move(target),
-                                            keep_alive = std::move(keep_alive),
-                                            done = std::move(done)](auto&& guard) mutable {
-    std::vector<float> norms;
-    const std::exception_ptr failure = guard([&] { norms = slots->row_norms(pool_, target); });
-    slots.reset();
-    keep_alive.reset();
-    done(failure, std::move(norms));
-  });
+  return submit("the norms of an adapter",
+                [this, slots = std::move(own_slots), target = std::move(target),
+                 keep_alive = std::move(keep_alive), done = std::move(done)](auto&& guard) mutable {
+                  std::vector<float> norms;
+                  const std::exception_ptr failure = guard([&] { norms = slots->row_norms(pool_, target); });
+                  slots.reset();
+                  keep_alive.reset();
+                  done(failure, std::move(norms));
+                });
 }
 
 std::shared_ptr<Job> QueuedDevice::run(std::shared_ptr<Plan> plan, Step step, StepDone done,
-                         SamplesReady ready) {
+                                       SamplesReady ready) {
   auto own_plan = own(std::move(plan));
   check_step(own_plan->spec(), step);
   if (step.adapter_slots != nullptr) {
@@ -171,7 +172,7 @@ std::shared_ptr<QueuedSlots> QueuedDevice::own(std::shared_ptr<AdapterSlots> slo
 /// Runs the steps that follow `step`, which becomes one after the other; `result` is that of the first, and
 /// in the end has the samples that were not handed over.
 void QueuedDevice::run_following(QueuedPlan& plan, Step& step, const QueuedJob& job, Clock::time_point begun,
-                          const SamplesReady& ready, StepResult& result) {
+                                 const SamplesReady& ready, StepResult& result) {
   std::vector<SampleResult>& samples = result.samples;
   const size_t count = step.samples.size();
   const std::chrono::duration<double> within(step.samples_within);

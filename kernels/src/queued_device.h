@@ -74,7 +74,8 @@ class QueuedDevice : public Device {
   virtual std::shared_ptr<const Matrix> pack(const std::vector<MatrixSource>& sources, int64_t columns) = 0;
   virtual void begin_job() {}
 
-  virtual std::shared_ptr<QueuedSlots> make_slots(std::shared_ptr<QueuedPlan> plan, AdapterSlotsSpec spec) = 0;
+  virtual std::shared_ptr<QueuedSlots> make_slots(std::shared_ptr<QueuedPlan> plan,
+                                                  AdapterSlotsSpec spec) = 0;
 
   ThreadPool& pool() { return pool_; }
   const ThreadPool& pool() const { return pool_; }

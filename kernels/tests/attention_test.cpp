@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "cpu/attention_kernels.h"
-#include "cpu/tier.h"
 #include "cpu/kv_cache.h"
+#include "cpu/tier.h"
 #include "tests/check.h"
 #include "tests/random.h"
 

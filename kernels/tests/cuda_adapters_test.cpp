@@ -402,7 +402,10 @@ TEST(a_slot_is_used_again) {
   load(*slots, 1, targets_of(adapters[3]));
   CHECK(y(0) == y(1));
   load(*slots, 0, {});
-  CHECK(contains(message_of(ErrorCode::kInvalidArgument, [&] { slots->pack_step(step_of({{1, {{0, 1}}}})); }),
+  CHECK(contains(message_of(ErrorCode::kInvalidArgument,
+                            [&] {
+                              slots->pack_step(step_of({{1, {{0, 1}}}}));
+                            }),
                  "sequence 0 uses adapter slot 0, which is empty"));
   CHECK(slots->pack_step(step_of({{3, {}}})).empty());
   CHECK(slots->touches(3) && !slots->touches(1) && !slots->touches(2) && !slots->touches(4));
@@ -425,8 +428,9 @@ TEST(what_cannot_be_loaded_leaves_the_slot_as_it_was) {
         std::vector<uint8_t>& bytes = (in_b ? *pair.b : *pair.a).bytes;
         std::memcpy(bytes.data() + bytes.size() - 4, &bad, 4);
         if (std::isfinite(bad) && type == AdapterType::kI8) continue;
-        const std::string message =
-            message_of(ErrorCode::kNonFinite, [&] { load(*slots, 1, {other.target, pair.target}); });
+        const std::string message = message_of(ErrorCode::kNonFinite, [&] {
+          load(*slots, 1, {other.target, pair.target});
+        });
         CHECK(contains(message, std::string("w0: ") + (in_b ? "B" : "A") + " has a value"));
         CHECK(y() == before);
       }
@@ -438,7 +442,10 @@ TEST(what_cannot_be_loaded_leaves_the_slot_as_it_was) {
         contains(message_of(ErrorCode::kNonFinite, [&] { load(*slots, 1, {spoiled}); }), "w0: row_scale 69"));
     constexpr auto kBad = ErrorCode::kInvalidArgument;
     CHECK(contains(message_of(kBad, [&] { load(*slots, 2, {}); }), "slot must be 0 to 1, got 2"));
-    CHECK(contains(message_of(kBad, [&] { load(*slots, 1, {good.target, good.target}); }),
+    CHECK(contains(message_of(kBad,
+                              [&] {
+                                load(*slots, 1, {good.target, good.target});
+                              }),
                    "w0 is there twice"));
     CHECK(y() == before);
   }
@@ -453,9 +460,11 @@ TEST(slots_fit_their_plan) {
   CHECK(contains(making({1, 8, AdapterType::kF16, {"w0", "w0"}}), "w0 is named twice"));
   CHECK(contains(making({1, 8, AdapterType::kF16, {"w0", "w7"}}), "no tensor called w7"));
   const Linear stacked(std::vector<int64_t>(9, 16), 64);
-  CHECK(contains(
-      message_of(ErrorCode::kInvalidArgument, [&] { stacked.make_slots({1, 8, AdapterType::kF16, {"w0"}}); }),
-      "w0 is stacked with more than 7 other tensors"));
+  CHECK(contains(message_of(ErrorCode::kInvalidArgument,
+                            [&] {
+                              stacked.make_slots({1, 8, AdapterType::kF16, {"w0"}});
+                            }),
+                 "w0 is stacked with more than 7 other tensors"));
 }
 
 TEST(more_than_the_memory_is_refused) {

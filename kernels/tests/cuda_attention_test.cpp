@@ -26,7 +26,8 @@ class Array {
  public:
   explicit Array(const std::vector<T>& values) : count_(std::max<size_t>(values.size(), 1)) {
     check(cudaMalloc(reinterpret_cast<void**>(&device_), count_ * sizeof(T)), "a test's array");
-    check(cudaMemcpy(device_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "a test's array");
+    check(cudaMemcpy(device_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
+          "a test's array");
   }
   ~Array() { cudaFree(device_); }
   Array(const Array&) = delete;
@@ -60,7 +61,8 @@ struct DeviceStep {
   DeviceStep(const Step& step, const std::vector<AttentionItem>& items)
       : rows(static_cast<int>(step.tokens.size())),
         counts({{rows, 0, static_cast<int>(step.sequences.size()), static_cast<int>(items.size())}}),
-        positions(rows_of(step, [](const StepSequence& s, int, int i) { return s.context_length - s.row_count + i; })),
+        positions(rows_of(
+            step, [](const StepSequence& s, int, int i) { return s.context_length - s.row_count + i; })),
         sequences(rows_of(step, [](const StepSequence&, int sequence, int) { return sequence; })),
         table_begins(begins(step)),
         tables(all_tables(step)),
@@ -128,7 +130,11 @@ struct Running {
   int blocks = 3;
   int records = 1 << 14;
   bool wide = true;
-  enum { kStored, kNormed, kFused } heads = kStored;  // what is done with heads before; kFused: in attention, if it can
+  enum {
+    kStored,
+    kNormed,
+    kFused
+  } heads = kStored;  // what is done with heads before; kFused: in attention, if it can
   bool finite = true;
 };
 
@@ -153,7 +159,8 @@ class Bench {
     for (const int length : lengths) {
       Sequence s{length, {}, random.normals(static_cast<size_t>(length * shape.width()))};
       for (int p = 0; p < length; ++p) {
-        for (int i = 0; i < shape.heads * shape.head_dim; ++i) s.qkv[static_cast<size_t>(p * shape.width() + i)] *= 2;
+        for (int i = 0; i < shape.heads * shape.head_dim; ++i)
+          s.qkv[static_cast<size_t>(p * shape.width() + i)] *= 2;
       }
       for (int b = 0; b * shape.block_size < length; ++b) {
         s.table.push_back(free.back());
@@ -172,8 +179,8 @@ class Bench {
     return kv;
   }
 
-  /// [sequence][position][heads * head_dim]; steps that end before `from` store, but do not attend. `attend` instead of
-  /// launch_attention.
+  /// [sequence][position][heads * head_dim]; steps that end before `from` store, but do not attend. `attend`
+  /// instead of launch_attention.
   using Attend = std::function<void(const StepView&, const Attention&)>;
   std::vector<std::vector<float>> run(const Schedule& schedule, const Running& running = {}, int from = 0,
                                       const Attend& attend = {}) const {
@@ -205,15 +212,16 @@ class Bench {
       }
       qkv.resize(qkv.size() + static_cast<size_t>(kBeyond * width), NAN);
       std::vector<AttentionItem> items;
-      const AttentionShape attention_shape{shape.layout(), running.records, running.processors, shape.block_size,
-                                           running.wide};
+      const AttentionShape attention_shape{shape.layout(), running.records, running.processors,
+                                           shape.block_size, running.wide};
       list_attention(step, attention_shape, items);
       CHECK(static_cast<int64_t>(items.size()) <=
             most_attention_items(attention_shape, static_cast<int32_t>(step.tokens.size())));
       const DeviceStep device(step, items);
       const Array<float> rows(qkv);
       const int64_t out_stride = wide + 4;
-      const Array<float> out(std::vector<float>(static_cast<size_t>(out_stride * (device.rows + kBeyond)), -7));
+      const Array<float> out(
+          std::vector<float>(static_cast<size_t>(out_stride * (device.rows + kBeyond)), -7));
       const int rope_stride = shape.head_dim + 2;
       std::vector<float> angles;
       for (const int position : device.positions.read()) {
@@ -256,7 +264,8 @@ class Bench {
         }
       }
       for (size_t i = 0; i < got.size(); ++i) {
-        if (static_cast<int64_t>(i) % out_stride >= wide || static_cast<int64_t>(i) / out_stride >= device.rows)
+        if (static_cast<int64_t>(i) % out_stride >= wide ||
+            static_cast<int64_t>(i) / out_stride >= device.rows)
           CHECK(got[i] == -7);
       }
     }
@@ -284,14 +293,16 @@ class Bench {
           double max = -INFINITY, sum = 0;
           for (int t = 0; t <= p; ++t) {
             double score = 0;
-            for (int d = 0; d < dim; ++d) score += q[static_cast<size_t>(d)] * stored(i, t, h / shape.group(), 0)[d];
+            for (int d = 0; d < dim; ++d)
+              score += q[static_cast<size_t>(d)] * stored(i, t, h / shape.group(), 0)[d];
             weights.push_back(score);
             max = std::max(max, score);
           }
           for (int t = 0; t <= p; ++t) {
             const double w = std::exp(weights[static_cast<size_t>(t)] - max);
             sum += w;
-            for (int d = 0; d < dim; ++d) sums[static_cast<size_t>(d)] += w * stored(i, t, h / shape.group(), 1)[d];
+            for (int d = 0; d < dim; ++d)
+              sums[static_cast<size_t>(d)] += w * stored(i, t, h / shape.group(), 1)[d];
           }
           for (int d = 0; d < dim; ++d) {
             const double got = outs[i][static_cast<size_t>((p * shape.heads + h) * dim + d)];
@@ -328,7 +339,8 @@ class Bench {
 
   Schedule whole() const {
     Schedule schedule(1);
-    for (size_t i = 0; i < sequences.size(); ++i) schedule[0].push_back({static_cast<int>(i), sequences[i].length});
+    for (size_t i = 0; i < sequences.size(); ++i)
+      schedule[0].push_back({static_cast<int>(i), sequences[i].length});
     return schedule;
   }
   /// All sequences at once, so many rows of each.
@@ -389,7 +401,8 @@ class Bench {
     for (int block = 0; block < blocks_; ++block) {
       kv.read_block(block, bytes.data());
       for (int h = 0; h < 2 * shape.kv_heads; ++h) {
-        const std::byte* from = bytes.data() + static_cast<size_t>(layer) * layer_bytes + static_cast<size_t>(h) * page;
+        const std::byte* from =
+            bytes.data() + static_cast<size_t>(layer) * layer_bytes + static_cast<size_t>(h) * page;
         for (int slot = 0; slot < shape.block_size; ++slot) {
           for (int d = 0; d < dim; ++d) {
             if (shape.type == KvType::kF16) {
@@ -412,7 +425,8 @@ class Bench {
   const float* stored(size_t sequence, int position, int kv_head, int which) const {
     const int block = sequences[sequence].table[static_cast<size_t>(position / shape.block_size)];
     const int page = (block * shape.kv_heads + kv_head) * 2 + which;
-    return &stored_[static_cast<size_t>((page * shape.block_size + position % shape.block_size) * shape.head_dim)];
+    return &stored_[static_cast<size_t>((page * shape.block_size + position % shape.block_size) *
+                                        shape.head_dim)];
   }
 
   int blocks_;
@@ -558,7 +572,8 @@ TEST(the_same_bits_in_every_order_of_threads) {
     std::vector<std::vector<float>> first;
     for (const auto async : {emulated::Async::kLate, emulated::Async::kEarly}) {
       emulated::set_async(async);
-      for (const auto order : {emulated::Order::kForward, emulated::Order::kReverse, emulated::Order::kShuffled}) {
+      for (const auto order :
+           {emulated::Order::kForward, emulated::Order::kReverse, emulated::Order::kShuffled}) {
         emulated::set_order(order, 7);
         for (const Running& running : {Running{1000, 4, 1 << 14, false, Running::kFused},
                                        Running{1, 1, 1 << 14, true, Running::kNormed}}) {
@@ -577,7 +592,8 @@ TEST(the_same_bits_in_every_order_of_threads) {
 TEST(long_contexts_have_longer_spans) {
   for (const Shape& shape : {Shape{4, 1, 64, 32, KvType::kF16}, Shape{2, 1, 16, 16, KvType::kQ8}}) {
     const int begin = 4080, length = 4120;
-    CHECK(span_tokens(4095) == 128 && span_tokens(4096) == 256 && span_tokens(8191) == 256 && span_tokens(8192) == 512);
+    CHECK(span_tokens(4095) == 128 && span_tokens(4096) == 256 && span_tokens(8191) == 256 &&
+          span_tokens(8192) == 512);
     const Bench bench(shape, {length}, 10);
     const auto schedule = [&](int rows) {
       Schedule s{{{0, begin}}};
@@ -599,7 +615,8 @@ TEST(long_contexts_have_longer_spans) {
 TEST(very_unequal_scores_stay_exact) {
   Bench bench({2, 1, 64, 16, KvType::kF16}, {300}, 11);
   for (int p = 0; p < 300; ++p) {
-    for (int i = 0; i < 128; ++i) bench.sequences[0].qkv[static_cast<size_t>(p * bench.shape.width() + i)] *= 50;
+    for (int i = 0; i < 128; ++i)
+      bench.sequences[0].qkv[static_cast<size_t>(p * bench.shape.width() + i)] *= 50;
   }
   const auto outs = bench.run(bench.whole());
   CHECK(bench.error(outs) < 3e-3);
@@ -634,20 +651,23 @@ TEST(results_are_quantized_for_the_next_operation) {
   for (const KvType type : {KvType::kF16, KvType::kQ8}) {
     const Shape shape{4, 2, 128, 16, type};
     Bench bench(shape, {150, 20}, 16);
-    for (const QuantizedLayout layout : {QuantizedLayout::kBits1, QuantizedLayout::kBits2, QuantizedLayout::kHalves}) {
+    for (const QuantizedLayout layout :
+         {QuantizedLayout::kBits1, QuantizedLayout::kBits2, QuantizedLayout::kHalves}) {
       for (const int rows : {1, 150}) {
         const int processors = rows == 1 ? 1000 : 4, columns = 4 * 128, room = (rows + 7) / 8 * 8;
-        const QuantizedRows with(layout, room, columns), after(layout, room, columns), only(layout, room, columns);
-        bench.run({{{0, 150 - rows}}, {{0, rows}}}, {processors}, 150 - rows, [&](const StepView& step, Attention a) {
-          a.quantize = true;
-          a.quantized = with.view;
-          launch_attention(step, a, 3, nullptr);
-          launch(quantize_rows, {dim3(static_cast<unsigned>(rows * 4)), dim3(32)}, nullptr, a.out, a.out_stride, 4,
-                 after.view);
-          a.out = nullptr;
-          a.quantized = only.view;
-          launch_attention(step, a, 3, nullptr);
-        });
+        const QuantizedRows with(layout, room, columns), after(layout, room, columns),
+            only(layout, room, columns);
+        bench.run({{{0, 150 - rows}}, {{0, rows}}}, {processors}, 150 - rows,
+                  [&](const StepView& step, Attention a) {
+                    a.quantize = true;
+                    a.quantized = with.view;
+                    launch_attention(step, a, 3, nullptr);
+                    launch(quantize_rows, {dim3(static_cast<unsigned>(rows * 4)), dim3(32)}, nullptr, a.out,
+                           a.out_stride, 4, after.view);
+                    a.out = nullptr;
+                    a.quantized = only.view;
+                    launch_attention(step, a, 3, nullptr);
+                  });
         CHECK(with.bytes.read() == after.bytes.read());
         CHECK(only.bytes.read() == after.bytes.read());
       }
@@ -715,8 +735,8 @@ struct HeadsBench {
     const int64_t stride = shape.head_dim + 2;
     const Array<float> table(std::vector<float>(static_cast<size_t>(launch_rows * stride), -7));
     CudaKvCache cache(kv);
-    launch_rope_table(view, {frequencies.get(), rope.factor(), shape.head_dim, table.get(), stride}, launch_rows,
-                      nullptr);
+    launch_rope_table(view, {frequencies.get(), rope.factor(), shape.head_dim, table.get(), stride},
+                      launch_rows, nullptr);
     const HeadRows heads{rows.get(), shape.width(), shape.layout()};
     const HeadNorm norm{q.get(), k.get(), table.get(), stride, kEps, kOp};
     const HeadStore store{cache.pages(1), kOp + 1};
@@ -733,9 +753,7 @@ struct HeadsBench {
     return result;
   }
 
-  RopeSpec spec() const {
-    return {shape.head_dim, 1e6, RopeScaling::kYarn, 4, 32768, 32, 1, 1.1386};
-  }
+  RopeSpec spec() const { return {shape.head_dim, 1e6, RopeScaling::kYarn, 4, 32768, 32, 1, 1.1386}; }
 
   static constexpr float kEps = 1e-6f;
   Shape shape;
@@ -867,7 +885,9 @@ TEST(blocks_are_copied_read_and_written) {
   };
   CHECK(code([&] { kv.copy_block(1, 5); }) == static_cast<int>(ErrorCode::kInvalidArgument));
   CHECK(code([&] { kv.read_block(-1, got.data()); }) == static_cast<int>(ErrorCode::kInvalidArgument));
-  CHECK(code([] { CudaKvCache({1, 1, 64, 16, 1, KvType::kF32}); }) == static_cast<int>(ErrorCode::kUnsupported));
+  CHECK(code([] {
+          CudaKvCache({1, 1, 64, 16, 1, KvType::kF32});
+        }) == static_cast<int>(ErrorCode::kUnsupported));
 }
 
 TEST_MAIN()

@@ -98,7 +98,8 @@ TEST(the_same_sequence_has_the_same_bits) {
       // Random weights make the logits depend on every bit; integers and their sums are the CPU's.
       CHECK(relative_error(expected, reference.logits) < 0.02);
       // Beside others: prompts and decode rows, before and behind it.
-      Sequence s{tokens, table, {}}, a{random_tokens(60, 4), {0, 1, 3, 4}, {}}, b{random_tokens(20, 5), {30, 8}, {}};
+      Sequence s{tokens, table, {}}, a{random_tokens(60, 4), {0, 1, 3, 4}, {}},
+          b{random_tokens(20, 5), {30, 8}, {}};
       advance(*device, plan, {&a, &s}, {30, 10});
       advance(*device, plan, {&s, &b}, {1, 20});
       advance(*device, plan, {&a, &s}, {1, 20});
@@ -157,10 +158,14 @@ TEST(other_devices_things_are_refused) {
   const auto cpu = Device::open({1, ""});
   const auto device = library().open(0);
   const MiniModel model;
-  const auto refused = [](ErrorCode code, const char* why, auto&& f) { CHECK(contains(message_of(code, f), why)); };
+  const auto refused = [](ErrorCode code, const char* why, auto&& f) {
+    CHECK(contains(message_of(code, f), why));
+  };
   refused(ErrorCode::kInvalidArgument, "another device", [&] { device->compile(make_spec(*cpu, model)); });
   refused(ErrorCode::kInvalidArgument, "another device", [&] { cpu->compile(make_spec(*device, model)); });
-  refused(ErrorCode::kUnsupported, "f16 or q8", [&] { device->create_kv_cache({1, 1, 64, 16, 4, KvType::kF32}); });
+  refused(ErrorCode::kUnsupported, "f16 or q8", [&] {
+    device->create_kv_cache({1, 1, 64, 16, 4, KvType::kF32});
+  });
   refused(ErrorCode::kUnsupported, "no GPU 7", [&] { library().open(7); });
 }
 

@@ -45,7 +45,8 @@ template <class Body>
 void in_every_order(Body body) {
   for (const auto async : {emulated::Async::kLate, emulated::Async::kEarly}) {
     emulated::set_async(async);
-    for (const auto order : {emulated::Order::kForward, emulated::Order::kReverse, emulated::Order::kShuffled}) {
+    for (const auto order :
+         {emulated::Order::kForward, emulated::Order::kReverse, emulated::Order::kShuffled}) {
       emulated::set_order(order, 7);
       body();
     }
@@ -95,7 +96,8 @@ __global__ void where_am_i(uint32_t* out) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
-  out[block * threads + thread] = threadIdx.x | threadIdx.y << 8 | threadIdx.z << 16 | blockIdx.x << 20 | blockIdx.y << 24;
+  out[block * threads + thread] =
+      threadIdx.x | threadIdx.y << 8 | threadIdx.z << 16 | blockIdx.x << 20 | blockIdx.y << 24;
 }
 
 TEST(indices) {
@@ -107,7 +109,8 @@ TEST(indices) {
     for (unsigned bx = 0; bx < 3; ++bx) {
       for (unsigned z = 0; z < 3; ++z) {
         for (unsigned y = 0; y < 4; ++y) {
-          for (unsigned x = 0; x < 5; ++x) CHECK(out.host[i++] == (x | y << 8 | z << 16 | bx << 20 | by << 24));
+          for (unsigned x = 0; x < 5; ++x)
+            CHECK(out.host[i++] == (x | y << 8 | z << 16 | bx << 20 | by << 24));
         }
       }
     }
@@ -180,7 +183,8 @@ TEST(warp_collectives) {
                               i < 16 ? halves[0] : 2 * halves[1],
                               in[i ^ 8],
                               in[i ^ 8]};
-      for (size_t j = 0; j < std::size(expected); ++j) CHECK(out.host[static_cast<size_t>(i) * 32 + j] == expected[j]);
+      for (size_t j = 0; j < std::size(expected); ++j)
+        CHECK(out.host[static_cast<size_t>(i) * 32 + j] == expected[j]);
     }
   });
 }
@@ -195,7 +199,8 @@ __global__ void block_sums(int* out, int rounds) {
     sum += values[(thread + 33) % 96];
     __syncthreads();
   }
-  sum += 1000 * __syncthreads_count(thread < 5) + 10000 * __syncthreads_or(thread == 3) + 20000 * __syncthreads_and(thread < 95);
+  sum += 1000 * __syncthreads_count(thread < 5) + 10000 * __syncthreads_or(thread == 3) +
+         20000 * __syncthreads_and(thread < 95);
   if (thread >= 32) {
     values[thread] = thread;
     sync_threads(3, 64);
@@ -221,7 +226,8 @@ TEST(block_barriers) {
   });
 }
 
-__global__ void multiply_f16(const uint16_t* a, const uint16_t* b, float* d) {  // a[16][16], b[16][8], d[16][8]
+__global__ void multiply_f16(const uint16_t* a, const uint16_t* b,
+                             float* d) {  // a[16][16], b[16][8], d[16][8]
   const unsigned lane = threadIdx.x, group = lane >> 2, position = lane & 3;
   const auto pair = [](uint16_t low, uint16_t high) { return low | static_cast<uint32_t>(high) << 16; };
   uint32_t fa[4], fb[2];
@@ -297,7 +303,8 @@ TEST(mma_of_bytes) {
   }
 }
 
-__global__ void multiply_bits(const uint32_t* a, const uint32_t* b, int32_t* d) {  // a[16][128 bits], b[8][128 bits]
+__global__ void multiply_bits(const uint32_t* a, const uint32_t* b,
+                              int32_t* d) {  // a[16][128 bits], b[8][128 bits]
   const unsigned lane = threadIdx.x, group = lane >> 2, position = lane & 3;
   const uint32_t fa[2] = {a[group * 4 + position], a[(group + 8) * 4 + position]};
   int32_t sums[4];
@@ -317,7 +324,8 @@ TEST(mma_of_bits) {
   for (size_t row = 0; row < 16; ++row) {
     for (size_t column = 0; column < 8; ++column) {
       int sum = 0;
-      for (size_t k = 0; k < 128; ++k) sum += x[row * 4 + k / 32] >> k % 32 & y[column * 4 + k / 32] >> k % 32 & 1;
+      for (size_t k = 0; k < 128; ++k)
+        sum += x[row * 4 + k / 32] >> k % 32 & y[column * 4 + k / 32] >> k % 32 & 1;
       CHECK(d.host[row * 8 + column] == sum);
     }
   }
@@ -350,7 +358,8 @@ TEST(load_matrix) {
         const size_t row = lane / 4, column = lane % 4 * 2;
         const size_t low = transposed ? column * 8 + row : row * 8 + column;
         const size_t high = transposed ? (column + 1) * 8 + row : row * 8 + column + 1;
-        CHECK(out.host[lane * 4 + i] == (values[i * 64 + low] | static_cast<uint32_t>(values[i * 64 + high]) << 16));
+        CHECK(out.host[lane * 4 + i] ==
+              (values[i * 64 + low] | static_cast<uint32_t>(values[i * 64 + high]) << 16));
       }
     }
   }
@@ -379,7 +388,8 @@ __global__ void multiply_group(const uint16_t* a, const uint16_t* b, float* d) {
   float sums[N / 2];
   fence_wgmma();
   wgmma_f16<N>(sums, fa[0], describe_shared(matrix, along_k, along_n), false);
-  wgmma_f16<N>(sums, fa[1], describe_shared(reinterpret_cast<uint8_t*>(matrix) + 2 * along_k, along_k, along_n), true);
+  wgmma_f16<N>(sums, fa[1],
+               describe_shared(reinterpret_cast<uint8_t*>(matrix) + 2 * along_k, along_k, along_n), true);
   commit_wgmma();
   wgmma_f16<N>(sums, fa[0], describe_shared(matrix, along_k, along_n), true);
   commit_wgmma();
@@ -387,7 +397,8 @@ __global__ void multiply_group(const uint16_t* a, const uint16_t* b, float* d) {
   d[64 * N + threadIdx.x] = sums[0];  // too early
   wait_wgmma<0>();
   for (unsigned i = 0; i < N / 2; ++i) {
-    const unsigned row = warp * 16 + group + (i % 4 >= 2 ? 8 : 0), column = i / 4 * 8 + position * 2 + (i & 1);
+    const unsigned row = warp * 16 + group + (i % 4 >= 2 ? 8 : 0),
+                   column = i / 4 * 8 + position * 2 + (i & 1);
     d[row * N + column] = sums[i];
   }
 }
@@ -397,13 +408,14 @@ void check_group() {
   in_every_order([] {
     Array<uint16_t> a(random_halves(64 * 32, 6)), b(random_halves(32 * N, 7));
     Array<float> d(64 * N + 128);
-    launch(multiply_group<N>, {.grid = 1, .block = 128, .shared = 1024 + 4 * (N / 8 * 144 + 32)}, nullptr, a.device, b.device,
-           d.device);
+    launch(multiply_group<N>, {.grid = 1, .block = 128, .shared = 1024 + 4 * (N / 8 * 144 + 32)}, nullptr,
+           a.device, b.device, d.device);
     d.down();
     for (size_t row = 0; row < 64; ++row) {
       for (size_t column = 0; column < N; ++column) {
         double sum = 0;
-        for (size_t k = 0; k < 48; ++k) sum += double(f(a.host[row * 32 + k % 32])) * f(b.host[k % 32 * N + column]);
+        for (size_t k = 0; k < 48; ++k)
+          sum += double(f(a.host[row * 32 + k % 32])) * f(b.host[k % 32 * N + column]);
         CHECK(std::fabs(d.host[row * N + column] - sum) < 1e-4);
       }
     }
@@ -495,7 +507,8 @@ TEST(bulk_pipeline) {
   for (auto& v : values) v = static_cast<uint32_t>(random.next());
   in_every_order([&] {
     Array<uint32_t> in(values), out(64);
-    launch(pipeline, {.grid = 1, .block = 96, .shared = kStages * kStageBytes + 16 * kStages}, nullptr, in.device, out.device, 9);
+    launch(pipeline, {.grid = 1, .block = 96, .shared = kStages * kStageBytes + 16 * kStages}, nullptr,
+           in.device, out.device, 9);
     out.down();
     for (size_t t = 0; t < 64; ++t) {
       uint32_t sum = 0;
@@ -636,7 +649,8 @@ __global__ void unfenced(int*) {
 TEST(errors_are_told) {
   Array<int> data(64);
   const auto run = [&](auto kernel, unsigned threads) {
-    return message_of([&] { launch(kernel, {.grid = 1, .block = threads, .shared = 64}, nullptr, data.device); });
+    return message_of(
+        [&] { launch(kernel, {.grid = 1, .block = threads, .shared = 64}, nullptr, data.device); });
   };
   std::string message = run(missing_lane, 32);
   CHECK(says(message, "no thread of the block can go on"));
@@ -648,8 +662,9 @@ TEST(errors_are_told) {
   CHECK(says(message, "threads 0 .. 31: sync_threads"));
   CHECK(says(message, "threads 32 .. 63: __syncthreads"));
   CHECK(says(run(unwaited_copy, 32), "bulk copy runs on"));
-  CHECK(says(message_of([&] { launch(unfenced, {.grid = 1, .block = 128, .shared = 1024}, nullptr, data.device); }),
-             "no fence_wgmma"));
+  CHECK(says(
+      message_of([&] { launch(unfenced, {.grid = 1, .block = 128, .shared = 1024}, nullptr, data.device); }),
+      "no fence_wgmma"));
 #ifdef __SANITIZE_ADDRESS__
   CHECK(says(run(past_the_end, 32), "heap-buffer-overflow"));
 #else

@@ -1,10 +1,9 @@
-#include "cuda/linear.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "cpu/linear.h"
+#include "cuda/linear.h"
 #include "cuda/memory.h"
 #include "cuda/rows.h"
 #include "tests/check.h"
@@ -38,8 +37,8 @@ int launched_rows(int rows) {
 }
 
 /// y = W x on the GPU. `y` holds what is there before.
-std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x, int rows,
-                       cuda::Epilogue epilogue, const std::vector<float>& before,
+std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x,
+                       int rows, cuda::Epilogue epilogue, const std::vector<float>& before,
                        const std::vector<float>& norm_weights = {}) {
   ThreadPool pool(2);
   std::vector<MatrixSource> sources;
@@ -57,7 +56,8 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
   const cuda::DeviceMemory weights(bytes(columns), "norm");
   cuda::NormWeights norm{nullptr, 1e-6f};
   if (!norm_weights.empty()) {
-    cuda::check(cudaMemcpy(weights.at<void>(), norm_weights.data(), bytes(columns), cudaMemcpyHostToDevice), "norm");
+    cuda::check(cudaMemcpy(weights.at<void>(), norm_weights.data(), bytes(columns), cudaMemcpyHostToDevice),
+                "norm");
     norm.weights = weights.at<const float>();
   }
   for (const cuda::MatrixRun& part : matrix->runs()) {
@@ -84,8 +84,8 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
 }
 
 /// The same on the CPU.
-std::vector<float> expect(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x, int rows,
-                          bool add, Activation activation, const std::vector<float>& before) {
+std::vector<float> expect(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x,
+                          int rows, bool add, Activation activation, const std::vector<float>& before) {
   ThreadPool pool(2);
   const auto matrix = pack(pool, tensors, columns);
   const Linear linear(choose_tier("portable"), *matrix, activation, add, rows);
@@ -156,15 +156,15 @@ TEST(stacks_and_swiglu) {
   for (const int rows : {1, 4, 8, 40}) {
     const std::vector<float> x = random_activations(rows, 256, 3);
     // q | k | v of several kinds, one of which ends inside a tile.
-    const std::vector<Tensor> stack = {random_tensor(DataType::kQ1_0, 64, 256, 1, "q"),
-                                       random_tensor(DataType::kQ1_0, 24, 256, 2, "k"),
-                                       random_tensor(DataType::kQ1_0, 16, 256, 3, "v"),
-                                       random_tensor(DataType::kQ2_0, 8, 256, 4, "w")};
+    const std::vector<Tensor> stack = {
+        random_tensor(DataType::kQ1_0, 64, 256, 1, "q"), random_tensor(DataType::kQ1_0, 24, 256, 2, "k"),
+        random_tensor(DataType::kQ1_0, 16, 256, 3, "v"), random_tensor(DataType::kQ2_0, 8, 256, 4, "w")};
     const std::vector<float> before(static_cast<size_t>(rows * 112));
     CHECK(same_bits(run(stack, 256, x, rows, cuda::Epilogue::kStore, before),
                     expect(stack, 256, x, rows, false, Activation::kNone, before)));
     for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0}) {
-      const std::vector<Tensor> pair = {random_tensor(type, 88, 256, 1, "gate"), random_tensor(type, 88, 256, 2, "up")};
+      const std::vector<Tensor> pair = {random_tensor(type, 88, 256, 1, "gate"),
+                                        random_tensor(type, 88, 256, 2, "up")};
       const std::vector<float> none(static_cast<size_t>(rows * 88)), both(static_cast<size_t>(rows * 176));
       const auto y = run(pair, 256, x, rows, cuda::Epilogue::kSwiglu, none);
       CHECK(relative_error(y, expect(pair, 256, x, rows, false, Activation::kSwiglu, none)) < 1e-6);
@@ -177,7 +177,8 @@ TEST(stacks_and_swiglu) {
 TEST(long_rows_of_weights) {
   for (const int rows : {1, 4, 7, 16}) {
     const std::vector<Tensor> tensors = {random_tensor(DataType::kQ1_0, 48, 128 * 41, 7)};
-    const std::vector<float> x = random_activations(rows, 128 * 41, 3), before(static_cast<size_t>(rows * 48));
+    const std::vector<float> x = random_activations(rows, 128 * 41, 3),
+                             before(static_cast<size_t>(rows * 48));
     const auto y = run(tensors, 128 * 41, x, rows, cuda::Epilogue::kStore, before);
     CHECK(same_bits(y, expect(tensors, 128 * 41, x, rows, false, Activation::kNone, before)));
   }
@@ -187,7 +188,8 @@ TEST(many_tiles_go_in_batches) {
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0}) {
     for (const int rows : {1, 3, 8, 32, 64}) {
       const std::vector<Tensor> tensors = {random_tensor(type, 1000, 1280, 7)};
-      const std::vector<float> x = random_activations(rows, 1280, 3), before(static_cast<size_t>(rows * 1000));
+      const std::vector<float> x = random_activations(rows, 1280, 3),
+                               before(static_cast<size_t>(rows * 1000));
       const auto y = run(tensors, 1280, x, rows, cuda::Epilogue::kStore, before);
       CHECK(same_bits(y, expect(tensors, 1280, x, rows, false, Activation::kNone, before)));
     }
@@ -196,7 +198,8 @@ TEST(many_tiles_go_in_batches) {
 
 TEST(norms_before_products) {
   for (const int64_t columns : {256, 1280}) {
-    const std::vector<float> x = random_activations(20, columns, 3), weights = random_activations(1, columns, 4);
+    const std::vector<float> x = random_activations(20, columns, 3),
+                             weights = random_activations(1, columns, 4);
     std::vector<float> normed = x;
     for (int64_t row = 0; row < 20; ++row) {
       double squares = 0;
@@ -217,8 +220,8 @@ TEST(norms_before_products) {
       CHECK(relative_error(all, expect(tensors, columns, normed, 20, false,
                                        swiglu ? Activation::kSwiglu : Activation::kNone, before)) < 2e-3);
       for (const int rows : {1, 3, 7}) {
-        const auto few = run(tensors, columns, x, rows, epilogue, std::vector<float>(static_cast<size_t>(rows * width)),
-                             weights);
+        const auto few = run(tensors, columns, x, rows, epilogue,
+                             std::vector<float>(static_cast<size_t>(rows * width)), weights);
         CHECK(same_bits(few, {all.begin(), all.begin() + rows * width}));
       }
     }
@@ -233,8 +236,8 @@ TEST(values_that_are_not_finite_are_reported) {
   cuda::check(cudaMemcpy(in.at<void>(), x.data(), in.size(), cudaMemcpyHostToDevice), "x");
   const cuda::QuantizedBytes size(cuda::QuantizedLayout::kBits1, 3, 256);
   const cuda::DeviceMemory memory(size.data + size.scales + size.sums, "quantized");
-  const cuda::Quantized quantized{cuda::QuantizedLayout::kBits1, 3, memory.at<uint8_t>(), memory.at<float>(size.data),
-                                  memory.at<int32_t>(size.data + size.scales)};
+  const cuda::Quantized quantized{cuda::QuantizedLayout::kBits1, 3, memory.at<uint8_t>(),
+                                  memory.at<float>(size.data), memory.at<int32_t>(size.data + size.scales)};
   cuda::Preparation work{{in.at<float>(), 256}, 256, {}, 0, {}, 1, {quantized}, {9, false}};
   cuda::prepare_rows(bench.step, work, 3, nullptr);
   cuda::check(cudaStreamSynchronize(nullptr), "preparing");

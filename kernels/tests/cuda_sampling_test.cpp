@@ -1,11 +1,10 @@
-#include "cuda/sampling.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "cpu/sampling.h"
 #include "cpu/tier.h"
+#include "cuda/sampling.h"
 #include "niwaki/error.h"
 #include "tests/check.h"
 #include "tests/random.h"
@@ -19,7 +18,9 @@ namespace {
 template <class T>
 class Device {
  public:
-  explicit Device(size_t count) { cuda::check(cudaMalloc(&data_, std::max<size_t>(count, 1) * sizeof(T)), "test"); }
+  explicit Device(size_t count) {
+    cuda::check(cudaMalloc(&data_, std::max<size_t>(count, 1) * sizeof(T)), "test");
+  }
   explicit Device(const std::vector<T>& values) : Device(values.size()) { upload(values); }
   Device(const Device&) = delete;
   ~Device() { cudaFree(data_); }
@@ -51,8 +52,9 @@ SampleResult on_cpu(const Logits& logits, const SampleSpec& spec, size_t sample,
                         int64_t{first_position} + spec.output + 1, name(sample));
 }
 
-std::vector<SampleResult> on_gpu(CudaSampler& sampler, const Logits& logits, const std::vector<SampleSpec>& samples,
-                                 int32_t first_position, bool as_any = false) {
+std::vector<SampleResult> on_gpu(CudaSampler& sampler, const Logits& logits,
+                                 const std::vector<SampleSpec>& samples, int32_t first_position,
+                                 bool as_any = false) {
   const size_t stride = logits[0].size() + 3;
   std::vector<float> flat(logits.size() * stride, NAN);
   std::vector<int32_t> outputs, positions(2 * logits.size() + 1, -7);
@@ -76,8 +78,8 @@ std::vector<SampleResult> on_gpu(CudaSampler& sampler, const Logits& logits, con
   CHECK(packed.bytes == staging.size());
   table.upload(staging);
   const auto bucket = static_cast<int32_t>(samples.size() + 1);
-  sampler.launch(nullptr, as_any ? CudaSampler::Kind::kAny : packed.kind, bucket, view, table.get(), device_logits.get(),
-                 static_cast<int64_t>(stride), next_tokens.get());
+  sampler.launch(nullptr, as_any ? CudaSampler::Kind::kAny : packed.kind, bucket, view, table.get(),
+                 device_logits.get(), static_cast<int64_t>(stride), next_tokens.get());
   std::vector<std::byte> results(packed.result_bytes);
   cuda::check(cudaMemcpy(results.data(), sampler.results(), results.size(), cudaMemcpyDeviceToHost), "test");
   const std::vector<int32_t> next = next_tokens.download(samples.size());
@@ -90,23 +92,26 @@ bool close(float a, float b) {
   return (std::isnan(a) && std::isnan(b)) || std::fabs(a - b) <= 1e-5f * std::max(1.0f, std::fabs(b) / 64);
 }
 
-void check_result(const SampleResult& gpu, const SampleResult& cpu, const SampleSpec& spec, size_t vocabulary) {
+void check_result(const SampleResult& gpu, const SampleResult& cpu, const SampleSpec& spec,
+                  size_t vocabulary) {
   bool same = gpu.token == cpu.token && close(gpu.logprob, cpu.logprob) && gpu.top.size() == cpu.top.size();
   for (size_t i = 0; same && i < cpu.top.size(); ++i) {
     same = gpu.top[i].token == cpu.top[i].token && close(gpu.top[i].logprob, cpu.top[i].logprob);
   }
   CHECK(same);
   if (same) return;
-  std::printf("  of %zu tokens: %d, not %d (%.9g, %.9g, top %zu, %zu); temperature %g top_k %d top_p %g min_p %g "
-              "logprobs %d bias %zu history %zu\n",
-              vocabulary, gpu.token, cpu.token, static_cast<double>(gpu.logprob), static_cast<double>(cpu.logprob),
-              gpu.top.size(), cpu.top.size(), static_cast<double>(spec.temperature), spec.top_k,
-              static_cast<double>(spec.top_p), static_cast<double>(spec.min_p), spec.logprobs, spec.bias.size(),
-              spec.history.size());
+  std::printf(
+      "  of %zu tokens: %d, not %d (%.9g, %.9g, top %zu, %zu); temperature %g top_k %d top_p %g min_p %g "
+      "logprobs %d bias %zu history %zu\n",
+      vocabulary, gpu.token, cpu.token, static_cast<double>(gpu.logprob), static_cast<double>(cpu.logprob),
+      gpu.top.size(), cpu.top.size(), static_cast<double>(spec.temperature), spec.top_k,
+      static_cast<double>(spec.top_p), static_cast<double>(spec.min_p), spec.logprobs, spec.bias.size(),
+      spec.history.size());
 }
 
 /// All samples of a step on both sides.
-void compare(CudaSampler& sampler, const Logits& logits, const std::vector<SampleSpec>& samples, int32_t first_position) {
+void compare(CudaSampler& sampler, const Logits& logits, const std::vector<SampleSpec>& samples,
+             int32_t first_position) {
   const std::vector<SampleResult> results = on_gpu(sampler, logits, samples, first_position);
   for (size_t i = 0; i < samples.size(); ++i) {
     check_result(results[i], on_cpu(logits, samples[i], i, first_position), samples[i], logits[0].size());
@@ -119,7 +124,8 @@ T one_of(Random& random, const std::vector<T>& values) {
 }
 
 std::vector<float> random_logits(Random& random, int32_t vocabulary) {
-  std::vector<float> x = random.normals(static_cast<size_t>(vocabulary), one_of<float>(random, {0.01f, 0.5f, 2, 5, 1e4f}));
+  std::vector<float> x =
+      random.normals(static_cast<size_t>(vocabulary), one_of<float>(random, {0.01f, 0.5f, 2, 5, 1e4f}));
   switch (random.below(5)) {
     case 0:  // ties
       for (float& v : x) v = std::round(v * 4) / 4;
@@ -139,9 +145,11 @@ SampleSpec random_spec(Random& random, int32_t vocabulary) {
   SampleSpec spec;
   spec.seed = random.next();
   spec.temperature = one_of<float>(random, {0, 0.7f, 1, 1, 1.5f, 1e-30f, 1e30f, 100});
-  if (random.below(2) == 0) spec.top_k = one_of<int32_t>(random, {1, 2, 20, 50, 300, 600, vocabulary - 1, vocabulary, 1 << 30});
+  if (random.below(2) == 0)
+    spec.top_k = one_of<int32_t>(random, {1, 2, 20, 50, 300, 600, vocabulary - 1, vocabulary, 1 << 30});
   spec.top_k = std::max(spec.top_k, 0);
-  if (random.below(2) == 0) spec.top_p = one_of<float>(random, {0, 1e-6f, 0.25f, 0.5f, 0.9f, 0.95f, 0.999f, 0x1.fffffep-1f});
+  if (random.below(2) == 0)
+    spec.top_p = one_of<float>(random, {0, 1e-6f, 0.25f, 0.5f, 0.9f, 0.95f, 0.999f, 0x1.fffffep-1f});
   if (random.below(3) == 0) spec.min_p = one_of<float>(random, {1e-9f, 0.01f, 0.3f, 1});
   if (random.below(3) == 0) {
     spec.repetition_penalty = one_of<float>(random, {1, 0.5f, 1.3f, 1e30f});
@@ -154,7 +162,8 @@ SampleSpec random_spec(Random& random, int32_t vocabulary) {
   if (random.below(3) == 0) {
     for (int64_t n = random.below(20); n > 0; --n) {
       const float bias = one_of<float>(random, {-INFINITY, -3, 0.5f, 4, 3e38f, -3e38f});
-      if (bias != -INFINITY || vocabulary > 20) spec.bias.emplace_back(random.below(3) == 0 && n > 1 ? 0 : token(), bias);
+      if (bias != -INFINITY || vocabulary > 20)
+        spec.bias.emplace_back(random.below(3) == 0 && n > 1 ? 0 : token(), bias);
     }
   }
   if (random.below(3) == 0) spec.logprobs = std::min(vocabulary, one_of<int32_t>(random, {0, 1, 5, 20, 500}));
@@ -199,14 +208,16 @@ TEST(greedy_takes_the_first_of_the_largest) {
       for (int32_t s = 0; s < 3; ++s) samples[static_cast<size_t>(s)].output = 2 - s;
       for (const bool as_any : {false, true}) {
         const auto results = on_gpu(sampler, logits, samples, 0, as_any);
-        for (size_t s = 0; s < 3; ++s) check_result(results[s], on_cpu(logits, samples[s], s, 0), samples[s], logits[0].size());
+        for (size_t s = 0; s < 3; ++s)
+          check_result(results[s], on_cpu(logits, samples[s], s, 0), samples[s], logits[0].size());
       }
     }
   }
 }
 
 TEST(random_samples_are_those_of_the_cpu) {
-  for (const int32_t vocabulary : {1, 2, 3, 7, 30, 40}) compare_random(static_cast<uint64_t>(vocabulary), vocabulary, 120);
+  for (const int32_t vocabulary : {1, 2, 3, 7, 30, 40})
+    compare_random(static_cast<uint64_t>(vocabulary), vocabulary, 120);
   compare_random(10, 1000, 200);
   compare_random(11, 4096, 40);
   compare_random(12, 4097, 40);
@@ -233,7 +244,7 @@ TEST(a_large_vocabulary) {
   samples[4].history = {3, 3, 8, 151'668};
   samples[4].frequency_penalty = 1;
   samples[5].logprobs = 5000;  // more than candidates are kept
-  samples[6].top_p = 0.95f;  // a large nucleus
+  samples[6].top_p = 0.95f;    // a large nucleus
   samples[6].temperature = 2;
   samples[6].bias = {{5, -INFINITY}, {100'000, 2}};
   samples[7].top_k = 10'000;
@@ -307,8 +318,9 @@ TEST(failures_are_those_of_the_cpu_and_harm_no_one_else) {
   spec.bias = {{2, -INFINITY}, {0, -INFINITY}, {1, 5}, {1, -INFINITY}};
   for (const float temperature : {0.0f, 1.0f}) {
     spec.temperature = temperature;
-    CHECK(throws(ErrorCode::kInvalidArgument, "sample 0: the logit biases ban every token",
-                 [&] { on_gpu(small, {{1, 2, 3}}, {spec}, 0); }));
+    CHECK(throws(ErrorCode::kInvalidArgument, "sample 0: the logit biases ban every token", [&] {
+      on_gpu(small, {{1, 2, 3}}, {spec}, 0);
+    }));
   }
 }
 
@@ -340,7 +352,8 @@ TEST(a_captured_graph_serves_other_steps) {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   cuda::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "test");
-  sampler.launch(stream, CudaSampler::Kind::kAny, 4, view, table.get(), logits.get(), vocabulary, next_tokens.get());
+  sampler.launch(stream, CudaSampler::Kind::kAny, 4, view, table.get(), logits.get(), vocabulary,
+                 next_tokens.get());
   cuda::check(cudaStreamEndCapture(stream, &graph), "test");
   cuda::check(cudaGraphInstantiate(&exec, graph, 0), "test");
 
@@ -365,7 +378,8 @@ TEST(a_captured_graph_serves_other_steps) {
     cuda::check(cudaGraphLaunch(exec, stream), "test");
     cuda::check(cudaStreamSynchronize(stream), "test");
     std::vector<std::byte> results(packed.result_bytes);
-    cuda::check(cudaMemcpy(results.data(), sampler.results(), results.size(), cudaMemcpyDeviceToHost), "test");
+    cuda::check(cudaMemcpy(results.data(), sampler.results(), results.size(), cudaMemcpyDeviceToHost),
+                "test");
     const auto unpacked = CudaSampler::unpack(step, results.data(), name);
     const std::vector<int32_t> next = next_tokens.download(4);
     for (size_t i = 0; i < 4; ++i) {

@@ -163,8 +163,9 @@ TEST(a_row_length_that_does_not_fit_the_type_is_refused) {
   WeightArena arena;
   const uint8_t byte = 0;
   const std::vector<MatrixSource> sources = {{"blk.1.attn_k.weight", DataType::kQ1_0, 1, &byte}};
-  const std::string message = error_of(
-      ErrorCode::kInvalidArgument, [&] { run_job(pool, [&] { CpuMatrix::pack(sources, 192, pool, arena); }); });
+  const std::string message = error_of(ErrorCode::kInvalidArgument, [&] {
+    run_job(pool, [&] { CpuMatrix::pack(sources, 192, pool, arena); });
+  });
   CHECK(contains(message, "blk.1.attn_k.weight"));
   CHECK(contains(message, "192"));
 }

@@ -80,7 +80,8 @@ inline PlanSpec make_spec(Device& device, const MiniModel& m, uint64_t seed = 1)
       m.quantized_embedding
           ? random_q1(device, random, "token_embd", m.vocabulary, m.hidden)
           : random_f32(device, random, "token_embd", m.vocabulary, m.hidden, m.embedding_scale);
-  const auto kv = device.create_kv_cache({m.layers, m.kv_heads, m.head_dim, m.block_size, m.blocks, m.kv_type});
+  const auto kv =
+      device.create_kv_cache({m.layers, m.kv_heads, m.head_dim, m.block_size, m.blocks, m.kv_type});
   const std::vector<std::byte> nan(kv->all_layers_bytes(), std::byte{0xff});  // until written
   for (int32_t block = 0; block < m.blocks; ++block) kv->write_block(block, nan.data());
 

@@ -4,8 +4,8 @@
 #include <functional>
 #include <limits>
 
-#include "niwaki/error.h"
 #include "cpu/kv_cache.h"
+#include "niwaki/error.h"
 #include "tests/check.h"
 #include "tests/mini_model.h"
 

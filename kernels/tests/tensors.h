@@ -89,7 +89,7 @@ inline std::vector<float> random_activations(int64_t rows, int64_t columns, uint
 }
 
 inline std::shared_ptr<const CpuMatrix> pack(ThreadPool& pool, const std::vector<Tensor>& tensors,
-                                          int64_t columns) {
+                                             int64_t columns) {
   std::vector<MatrixSource> sources;
   for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
   std::shared_ptr<const CpuMatrix> matrix;

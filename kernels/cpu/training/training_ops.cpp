@@ -33,8 +33,9 @@ void copy(float* to, const float* from, int64_t count) {
 
 void CpuTrainingPlan::forward(ThreadPool& pool, const BoundOp&, const EmbedOp& op) {
   const Rows out = value(op.out);
-  each_row(pool, row_count(op.out),
-           [&](int64_t row) { copy_row(cpu_matrix(*op.table), batch_->tokens[static_cast<size_t>(row)], at(out, row)); });
+  each_row(pool, row_count(op.out), [&](int64_t row) {
+    copy_row(cpu_matrix(*op.table), batch_->tokens[static_cast<size_t>(row)], at(out, row));
+  });
 }
 
 void CpuTrainingPlan::backward(ThreadPool&, const BoundOp&, const EmbedOp&) {}  // its table is frozen

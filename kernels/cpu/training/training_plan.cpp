@@ -88,8 +88,8 @@ void CpuTrainingPlan::bind(size_t index) {
   const TrainingPorts ports = ports_of(op);
   for (const BufferId in : ports.in) backward |= buffer(in).has_gradient;
   if (const auto* linear = std::get_if<LoraLinearOp>(&op)) {
-    ops_[index].linear =
-        std::make_unique<LoraLinear>(tier_.training, cpu_matrix(*linear->matrix), linear->adapters, parameters_);
+    ops_[index].linear = std::make_unique<LoraLinear>(tier_.training, cpu_matrix(*linear->matrix),
+                                                      linear->adapters, parameters_);
     backward |= !linear->adapters.empty();
   } else if (const auto* attention = std::get_if<CausalAttentionOp>(&op)) {
     ops_[index].attention =

@@ -1,5 +1,6 @@
 #pragma once
-// The part of the CUDA runtime's API that Niwaki calls. What is put into a stream happens at once, unless the stream is captured.
+// The part of the CUDA runtime's API that Niwaki calls. What is put into a stream happens at once, unless the
+// stream is captured.
 #include <cstddef>
 #include <functional>
 
@@ -90,7 +91,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 
-/// Memory of the device is filled with 0xff bytes. Host memory is not of the device: copies check on which side an address is.
+/// Memory of the device is filled with 0xff bytes. Host memory is not of the device: copies check on which
+/// side an address is.
 cudaError_t cudaMalloc(void** pointer, size_t bytes);
 template <class T>
 cudaError_t cudaMalloc(T** pointer, size_t bytes) {
@@ -111,11 +113,12 @@ cudaError_t cudaMallocHost(T** pointer, size_t bytes, unsigned flags = 0) {
 cudaError_t cudaFreeHost(void* pointer);
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr);
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream = nullptr);
-cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                         cudaMemcpyKind kind);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                         size_t height, cudaMemcpyKind kind);
 cudaError_t cudaMemset(void* to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream = nullptr);
 

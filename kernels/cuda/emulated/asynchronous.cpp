@@ -36,8 +36,8 @@ void perform(const Copy& copy) {
   }
 }
 
-// A barrier's 64 bits, from the lowest: bytes that are to come (32, signed), arrivals of the phase that are to come (14),
-// arrivals of every phase (14), the phase's parity (1), and a mark of those that were begun.
+// A barrier's 64 bits, from the lowest: bytes that are to come (32, signed), arrivals of the phase that are
+// to come (14), arrivals of every phase (14), the phase's parity (1), and a mark of those that were begun.
 struct Barrier {
   int32_t bytes;
   uint32_t pending, arrivals, parity;
@@ -59,7 +59,8 @@ void write(uint64_t* word, Barrier barrier) {
     barrier.pending = barrier.arrivals;
   }
   *word = static_cast<uint32_t>(barrier.bytes) | static_cast<uint64_t>(barrier.pending) << 32 |
-          static_cast<uint64_t>(barrier.arrivals) << 46 | static_cast<uint64_t>(barrier.parity) << 60 | kMark << 61;
+          static_cast<uint64_t>(barrier.arrivals) << 46 | static_cast<uint64_t>(barrier.parity) << 60 |
+          kMark << 61;
   if (!ends) return;
   std::erase_if(block.barrier_waiters, [&](Fiber* fiber) {
     if (fiber->barrier != word || fiber->parity == barrier.parity) return false;
@@ -96,7 +97,8 @@ void commit_copies() {
 void wait_copies(int pending) {
   Fiber& fiber = *block.current;
   size_t count = 0;  // the groups of a thread are in order
-  while (count < fiber.copies.size() && fiber.copies[count].group < fiber.copy_group - pending) perform(fiber.copies[count++]);
+  while (count < fiber.copies.size() && fiber.copies[count].group < fiber.copy_group - pending)
+    perform(fiber.copies[count++]);
   fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
@@ -164,14 +166,16 @@ void finish(Warp& warp) {
     for (int i = 0; i < product.n / 2; ++i) {
       uint32_t pattern;
       std::memcpy(&pattern, product.d[lane] + i, sizeof pattern);
-      if (pattern != kRunning) fail("wgmma: its sums were written before the wait, in lane " + std::to_string(lane));
+      if (pattern != kRunning)
+        fail("wgmma: its sums were written before the wait, in lane " + std::to_string(lane));
     }
     Product* next = nullptr;
     for (Product& later : warp.products) {
       if (later.d[lane] == product.d[lane] && !next) next = &later;
     }
     // A product that runs on these sums goes on from them, if it has not already.
-    if (!next || !next->done) std::memcpy(next ? next->sums[lane] : product.d[lane], product.sums[lane], bytes);
+    if (!next || !next->done)
+      std::memcpy(next ? next->sums[lane] : product.d[lane], product.sums[lane], bytes);
   }
 }
 
@@ -197,11 +201,13 @@ void begin_wgmma(void* const (&arguments)[32], uint32_t) {
   product.done = false;
   product.group = warp.product_group;
   warp.issued = mix(mix(warp.issued, first.b), static_cast<uint64_t>(first.n) * 2 + first.accumulate);
-  const size_t last = product.base + product.along_k + static_cast<size_t>(product.n / 8 - 1) * product.along_n + 128;
+  const size_t last =
+      product.base + product.along_k + static_cast<size_t>(product.n / 8 - 1) * product.along_n + 128;
   if (last > block.shared_bytes) fail("wgmma: its matrix ends past the dynamic shared memory");
   for (int lane = 0; lane < 32; ++lane) {
     const auto& mine = *static_cast<const Wgmma*>(arguments[lane]);
-    if (mine.b != first.b || mine.accumulate != first.accumulate) fail("wgmma: lanes differ in b or accumulate");
+    if (mine.b != first.b || mine.accumulate != first.accumulate)
+      fail("wgmma: lanes differ in b or accumulate");
     std::memcpy(product.a[lane], mine.a, sizeof product.a[lane]);
     product.d[lane] = mine.d;
     bool runs = false;
@@ -244,7 +250,8 @@ void check_nothing_runs() {
   for (unsigned w = 0; w < block.warp_count; ++w) {
     const Warp& warp = *block.warps[w];
     if (!warp.products.empty()) fail("a wgmma runs on after the end of its block");
-    if (warp.issued != block.warps[w / 4 * 4]->issued) fail("wgmma: the four warps of a group differ in what they multiply");
+    if (warp.issued != block.warps[w / 4 * 4]->issued)
+      fail("wgmma: the four warps of a group differ in what they multiply");
   }
 }
 

@@ -1,5 +1,3 @@
-#include "cuda/emulated/block.h"
-
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <sys/mman.h>
@@ -9,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+
+#include "cuda/emulated/block.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define NIWAKI_ASAN 1
@@ -148,7 +148,8 @@ std::string name_of(const void* function) {
 }
 
 std::string describe(const Where& where) {
-  return std::string(where.file_name()) + ":" + std::to_string(where.line()) + " (" + where.function_name() + ")";
+  return std::string(where.file_name()) + ":" + std::to_string(where.line()) + " (" + where.function_name() +
+         ")";
 }
 
 /// Threads that wait for the same at the same place share a line.
@@ -160,8 +161,8 @@ std::string describe(const Where& where) {
     const auto same = [&](const Fiber& other) {
       if (first.ended || other.ended) return first.ended && other.ended;
       return std::strcmp(first.waits, other.waits) == 0 && first.where.line() == other.where.line() &&
-             std::strcmp(first.where.file_name(), other.where.file_name()) == 0 && first.barrier == other.barrier &&
-             first.parity == other.parity;
+             std::strcmp(first.where.file_name(), other.where.file_name()) == 0 &&
+             first.barrier == other.barrier && first.parity == other.parity;
     };
     while (end < block.thread_count && same(*block.fibers[end])) ++end;
     message += "\n  threads " + std::to_string(i) + " .. " + std::to_string(end - 1);
@@ -242,8 +243,10 @@ Fiber& fiber_of(unsigned index) {
   while (block.fibers.size() <= index) {
     auto fiber = std::make_unique<Fiber>();
     fiber->index = static_cast<unsigned>(block.fibers.size());
-    void* memory = mmap(nullptr, kStack + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0) fail("no memory for the stack of a thread");
+    void* memory = mmap(nullptr, kStack + kPage, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0)
+      fail("no memory for the stack of a thread");
     fiber->stack = static_cast<unsigned char*>(memory) + kPage;
     prepare(*fiber);
     if (fiber->index % 32 == 0) {
@@ -279,7 +282,8 @@ void run_block() {
   check_nothing_runs();
   for (size_t i = 0; i < kCanary; ++i) {
     if (block.shared[block.shared_bytes + i] != kCanaryByte) {
-      fail("a thread wrote past the dynamic shared memory, at offset " + std::to_string(block.shared_bytes + i));
+      fail("a thread wrote past the dynamic shared memory, at offset " +
+           std::to_string(block.shared_bytes + i));
     }
   }
 }
@@ -311,10 +315,12 @@ void set_order(Order value, uint64_t seed) {
 void fail(const std::string& message) {
   std::fflush(stdout);
   if (block.kernel) {
-    std::fprintf(stderr, "emulated CUDA: kernel %s, block (%u, %u, %u) of (%u, %u, %u)", name_of(block.kernel).c_str(),
-                 blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, gridDim.z);
+    std::fprintf(stderr, "emulated CUDA: kernel %s, block (%u, %u, %u) of (%u, %u, %u)",
+                 name_of(block.kernel).c_str(), blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y,
+                 gridDim.z);
     if (block.current) {
-      std::fprintf(stderr, ", thread %u (%u, %u, %u)", block.current->index, threadIdx.x, threadIdx.y, threadIdx.z);
+      std::fprintf(stderr, ", thread %u (%u, %u, %u)", block.current->index, threadIdx.x, threadIdx.y,
+                   threadIdx.z);
     }
     std::fprintf(stderr, " of (%u, %u, %u): %s\n", blockDim.x, blockDim.y, blockDim.z, message.c_str());
   } else {
@@ -348,7 +354,8 @@ void meet_warp(uint32_t mask, const char* what, Combine combine, void* argument,
   Fiber& fiber = *block.current;
   Warp& warp = *fiber.warp;
   const unsigned lane = fiber.index % 32;
-  if (!(mask >> lane & 1)) fail(std::string(what) + ": its mask does not name the calling lane; " + describe(where));
+  if (!(mask >> lane & 1))
+    fail(std::string(what) + ": its mask does not name the calling lane; " + describe(where));
   Meeting* meeting = nullptr;
   for (Meeting& other : warp.meetings) {
     if (other.mask == mask && other.combine == combine && other.line == where.line()) meeting = &other;
@@ -388,7 +395,8 @@ Votes meet_block(int id, int count, bool vote, const char* what, const Where& wh
   return barrier.result;
 }
 
-void run_grid(const void* kernel, dim3 grid, dim3 threads, size_t shared, const std::function<void()>& thread) {
+void run_grid(const void* kernel, dim3 grid, dim3 threads, size_t shared,
+              const std::function<void()>& thread) {
   const std::lock_guard lock(running);
   block.kernel = kernel;
   block.thread = &thread;

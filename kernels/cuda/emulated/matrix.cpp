@@ -68,7 +68,8 @@ void load_matrices(void* const (&arguments)[32], uint32_t) {
     for (int row = 0; row < 8; ++row) {
       const unsigned char* from = row_of(arguments, matrix * 8 + row);
       for (int pair = 0; pair < 4; ++pair) {
-        std::memcpy(static_cast<const LoadMatrices*>(arguments[row * 4 + pair])->r + matrix, from + pair * 4, 4);
+        std::memcpy(static_cast<const LoadMatrices*>(arguments[row * 4 + pair])->r + matrix, from + pair * 4,
+                    4);
       }
     }
   }
@@ -83,7 +84,8 @@ void load_matrices_transposed(void* const (&arguments)[32], uint32_t) {
         uint16_t low, high;
         std::memcpy(&low, even + column * 2, 2);
         std::memcpy(&high, odd + column * 2, 2);
-        static_cast<const LoadMatrices*>(arguments[column * 4 + pair])->r[matrix] = low | static_cast<uint32_t>(high) << 16;
+        static_cast<const LoadMatrices*>(arguments[column * 4 + pair])->r[matrix] =
+            low | static_cast<uint32_t>(high) << 16;
       }
     }
   }

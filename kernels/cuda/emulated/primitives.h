@@ -73,7 +73,8 @@ inline void wait_for_predecessor() {}
 inline void start_successor() {}
 
 inline void sync_threads(int barrier, int count, NIWAKI_WHERE) {
-  if (barrier < 1 || barrier > 15 || count <= 0 || count % 32 != 0) emulated::fail("sync_threads: barriers 1 .. 15, whole warps");
+  if (barrier < 1 || barrier > 15 || count <= 0 || count % 32 != 0)
+    emulated::fail("sync_threads: barriers 1 .. 15, whole warps");
   emulated::meet_block(barrier, count, false, "sync_threads", where);
 }
 

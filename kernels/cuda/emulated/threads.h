@@ -16,13 +16,13 @@ namespace niwaki::cuda::emulated {
 
 using Where = std::source_location;
 
-/// Which thread goes on first where several can: kForward the lowest, kReverse the highest, kShuffled any (by the seed). Also
-/// set by NIWAKI_EMULATED_ORDER: forward, reverse or a seed.
+/// Which thread goes on first where several can: kForward the lowest, kReverse the highest, kShuffled any (by
+/// the seed). Also set by NIWAKI_EMULATED_ORDER: forward, reverse or a seed.
 enum class Order { kForward, kReverse, kShuffled };
 void set_order(Order order, uint64_t seed = 1);
 
-/// When asynchronous copies and products happen: kLate when they are waited for, kEarly when they are begun. Results of
-/// products are written at the wait in both. Also set by NIWAKI_EMULATED_ASYNC: late or early.
+/// When asynchronous copies and products happen: kLate when they are waited for, kEarly when they are begun.
+/// Results of products are written at the wait in both. Also set by NIWAKI_EMULATED_ASYNC: late or early.
 enum class Async { kLate, kEarly };
 void set_async(Async async);
 
@@ -35,7 +35,8 @@ void run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared, const st
 unsigned lane();
 unsigned char* dynamic_shared();
 
-/// Waits until all lanes of `mask` are here, at this `where`. The last to come calls combine(arguments by lane, mask).
+/// Waits until all lanes of `mask` are here, at this `where`. The last to come calls combine(arguments by
+/// lane, mask).
 using Combine = void (*)(void* const (&arguments)[32], uint32_t mask);
 void meet_warp(uint32_t mask, const char* what, Combine combine, void* argument, const Where& where);
 
@@ -128,27 +129,28 @@ inline void __syncwarp(unsigned mask = ~0u, NIWAKI_WHERE) {
 template <class Value>
 Value __shfl_sync(unsigned mask, Value value, int source, int width = 32, NIWAKI_WHERE) {
   const unsigned lane = niwaki::cuda::emulated::lane(), within = static_cast<unsigned>(width) - 1;
-  return niwaki::cuda::emulated::shuffle(mask, value, (lane & ~within) | (static_cast<unsigned>(source) & within),
-                                         "__shfl_sync", where);
+  return niwaki::cuda::emulated::shuffle(
+      mask, value, (lane & ~within) | (static_cast<unsigned>(source) & within), "__shfl_sync", where);
 }
 template <class Value>
 Value __shfl_xor_sync(unsigned mask, Value value, int distance, int width = 32, NIWAKI_WHERE) {
   const unsigned lane = niwaki::cuda::emulated::lane(), source = lane ^ static_cast<unsigned>(distance);
-  const unsigned end = (lane | (static_cast<unsigned>(width) - 1)) + 1;  // lanes of lower segments may be read
+  const unsigned end =
+      (lane | (static_cast<unsigned>(width) - 1)) + 1;  // lanes of lower segments may be read
   return niwaki::cuda::emulated::shuffle(mask, value, source < end ? source : lane, "__shfl_xor_sync", where);
 }
 template <class Value>
 Value __shfl_up_sync(unsigned mask, Value value, unsigned distance, int width = 32, NIWAKI_WHERE) {
   const unsigned lane = niwaki::cuda::emulated::lane(), position = lane & (static_cast<unsigned>(width) - 1);
-  return niwaki::cuda::emulated::shuffle(mask, value, position >= distance ? lane - distance : lane, "__shfl_up_sync",
-                                         where);
+  return niwaki::cuda::emulated::shuffle(mask, value, position >= distance ? lane - distance : lane,
+                                         "__shfl_up_sync", where);
 }
 template <class Value>
 Value __shfl_down_sync(unsigned mask, Value value, unsigned distance, int width = 32, NIWAKI_WHERE) {
   const unsigned lane = niwaki::cuda::emulated::lane(), position = lane & (static_cast<unsigned>(width) - 1);
-  return niwaki::cuda::emulated::shuffle(mask, value,
-                                         position + distance < static_cast<unsigned>(width) ? lane + distance : lane,
-                                         "__shfl_down_sync", where);
+  return niwaki::cuda::emulated::shuffle(
+      mask, value, position + distance < static_cast<unsigned>(width) ? lane + distance : lane,
+      "__shfl_down_sync", where);
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, NIWAKI_WHERE) {
@@ -156,10 +158,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, NIWAKI_WHERE) {
   return niwaki::cuda::emulated::reduce<std::bit_or<>>(mask, mine, "__ballot_sync", where);
 }
 inline int __any_sync(unsigned mask, int predicate, NIWAKI_WHERE) {
-  return niwaki::cuda::emulated::reduce<std::bit_or<>>(mask, unsigned(predicate != 0), "__any_sync", where) != 0;
+  return niwaki::cuda::emulated::reduce<std::bit_or<>>(mask, unsigned(predicate != 0), "__any_sync", where) !=
+         0;
 }
 inline int __all_sync(unsigned mask, int predicate, NIWAKI_WHERE) {
-  return niwaki::cuda::emulated::reduce<std::bit_and<>>(mask, unsigned(predicate != 0), "__all_sync", where) != 0;
+  return niwaki::cuda::emulated::reduce<std::bit_and<>>(mask, unsigned(predicate != 0), "__all_sync",
+                                                        where) != 0;
 }
 inline unsigned __reduce_add_sync(unsigned mask, unsigned value, NIWAKI_WHERE) {
   return niwaki::cuda::emulated::reduce<std::plus<>>(mask, value, "__reduce_add_sync", where);
@@ -170,12 +174,14 @@ inline int __reduce_add_sync(unsigned mask, int value, NIWAKI_WHERE) {
 template <class Value>
 Value __reduce_min_sync(unsigned mask, Value value, NIWAKI_WHERE) {
   static_assert(std::is_same_v<Value, int> || std::is_same_v<Value, unsigned>);
-  return niwaki::cuda::emulated::reduce<niwaki::cuda::emulated::Lower>(mask, value, "__reduce_min_sync", where);
+  return niwaki::cuda::emulated::reduce<niwaki::cuda::emulated::Lower>(mask, value, "__reduce_min_sync",
+                                                                       where);
 }
 template <class Value>
 Value __reduce_max_sync(unsigned mask, Value value, NIWAKI_WHERE) {
   static_assert(std::is_same_v<Value, int> || std::is_same_v<Value, unsigned>);
-  return niwaki::cuda::emulated::reduce<niwaki::cuda::emulated::Higher>(mask, value, "__reduce_max_sync", where);
+  return niwaki::cuda::emulated::reduce<niwaki::cuda::emulated::Higher>(mask, value, "__reduce_max_sync",
+                                                                        where);
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value, NIWAKI_WHERE) {
   return niwaki::cuda::emulated::reduce<std::bit_or<>>(mask, value, "__reduce_or_sync", where);
@@ -183,4 +189,6 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value, NIWAKI_WHERE) {
 inline unsigned __reduce_and_sync(unsigned mask, unsigned value, NIWAKI_WHERE) {
   return niwaki::cuda::emulated::reduce<std::bit_and<>>(mask, value, "__reduce_and_sync", where);
 }
-[[noreturn]] inline void __trap() { niwaki::cuda::emulated::fail("__trap"); }
+[[noreturn]] inline void __trap() {
+  niwaki::cuda::emulated::fail("__trap");
+}

@@ -25,14 +25,10 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-#define NIWAKI_VECTOR_TYPES(type, scalar, align2, align4)                                               \
-  struct __align__(align2) type##2 {                                                                    \
-    scalar x, y;                                                                                        \
-  };                                                                                                    \
-  struct __align__(align4) type##4 {                                                                    \
-    scalar x, y, z, w;                                                                                  \
-  };                                                                                                    \
-  constexpr type##2 make_##type##2(scalar x, scalar y) { return {x, y}; }                               \
+#define NIWAKI_VECTOR_TYPES(type, scalar, align2, align4)                 \
+  struct __align__(align2) type##2 { scalar x, y; };                      \
+  struct __align__(align4) type##4 { scalar x, y, z, w; };                \
+  constexpr type##2 make_##type##2(scalar x, scalar y) { return {x, y}; } \
   constexpr type##4 make_##type##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 NIWAKI_VECTOR_TYPES(char, signed char, 2, 4)
 NIWAKI_VECTOR_TYPES(uchar, unsigned char, 2, 4)

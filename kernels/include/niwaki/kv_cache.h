@@ -17,8 +17,8 @@ struct KvShape {
   KvType type;
 };
 
-/// The pages of every layer, in the memory of the device that made them. A token's slot is block * block_size +
-/// offset. What lies in a block is the device's own.
+/// The pages of every layer, in the memory of the device that made them. A token's slot is block * block_size
+/// + offset. What lies in a block is the device's own.
 class KvCache {
  public:
   /// Throws kInvalidArgument; kOutOfMemory for one that is more than can be addressed.

@@ -17,8 +17,8 @@ struct MatrixSource {
   const uint8_t* data;  // rows * row_bytes(type, columns) bytes
 };
 
-/// A weight matrix, repacked for the kernels of the device that loaded it. Several tensors stacked by rows make
-/// one matrix (Q | K | V, gate | up), and each keeps its own type; nothing is ever expanded to float.
+/// A weight matrix, repacked for the kernels of the device that loaded it. Several tensors stacked by rows
+/// make one matrix (Q | K | V, gate | up), and each keeps its own type; nothing is ever expanded to float.
 class Matrix {
  public:
   struct Tensor {
@@ -26,8 +26,8 @@ class Matrix {
     DataType type;
     int64_t rows;
   };
-  /// Throws kInvalidArgument for a matrix without rows or columns, or with rows that are not a multiple of the
-  /// type's block.
+  /// Throws kInvalidArgument for a matrix without rows or columns, or with rows that are not a multiple of
+  /// the type's block.
   Matrix(std::span<const MatrixSource> sources, int64_t columns);
   virtual ~Matrix() = default;
   Matrix(const Matrix&) = delete;
