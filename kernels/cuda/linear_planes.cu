@@ -1,10 +1,10 @@
 // Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of
 // one-bit operands.
 //
-// A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every sixteenth unit of a tile, through a
-// ring of its own in shared memory, some units ahead. The loops are not unrolled: what runs once waits for its instructions longer
-// than for anything else. The sum of a slice and its scale wait in shared memory until all slices of the batch are there; then
-// they are added, slices ascending.
+// A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every sixteenth
+// unit of a tile, through a ring of its own in shared memory, some units ahead. The loops are not unrolled:
+// what runs once waits for its instructions longer than for anything else. The sum of a slice and its scale
+// wait in shared memory until all slices of the batch are there; then they are added, slices ascending.
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
@@ -36,20 +36,19 @@ constexpr size_t kRingBytes = static_cast<size_t>(kWarps) * kRing * kUnitBytes;
 template <int Rows>
 constexpr int kSliceFloats = 32 * Rows;
 
-/// What a lane needs of the activations of a slice: planes of one row of the step (Rows == 1), which the lanes of a quad share, or of
-/// four, of which each lane of a quad has one.
+/// The planes of a slice that a lane needs: of one row of the step (Rows == 1), which the
+/// lanes of a quad share, or of four, of which each lane of a quad has one.
 template <int Bits, int Rows>
 struct Planes {
   static constexpr int kPlanes = Bits == 1 ? kBits1Planes : kBits2Planes;
   static constexpr int kWords = Bits == 1 ? kBits1Words : kBits2Words;
   static constexpr int kProducts = Rows == 1 ? 2 : (kPlanes + 1) / 2;
   uint32_t words[kFours<Rows>][kProducts];
-  float scale[kFours<Rows>];  // of the lane's row
-  int32_t sum[kFours<Rows>];
 
   __device__ void load(const Quantized& in, int slice, int slices, int rows, int lane) {
     const auto all_rows = static_cast<size_t>(in.rows);
-    const auto* data = reinterpret_cast<const uint32_t*>(in.data) + static_cast<size_t>(slice) * all_rows * kWords;
+    const auto* data =
+        reinterpret_cast<const uint32_t*>(in.data) + static_cast<size_t>(slice) * all_rows * kWords;
     const bool there = slice < slices;  // the weights of the last slice may be nothing's
 #pragma unroll
     for (int f = 0; f < kFours<Rows>; ++f) {
@@ -61,18 +60,11 @@ struct Planes {
 #pragma unroll
         for (int m = 0; m < kProducts; ++m) {
           const int row = 4 * f + lane / 8, plane = 2 * m + (lane >> 2 & 1);
-          words[f][m] =
-              there && row < rows && plane < kPlanes ? __ldcg(data + row * kWords + 4 * plane + (lane & 3)) : 0;
+          words[f][m] = there && row < rows && plane < kPlanes
+                            ? __ldcg(data + row * kWords + 4 * plane + (lane & 3))
+                            : 0;
         }
       }
-      const int row = Rows == 1 ? 0 : 4 * f + (lane & 3);
-      scale[f] = 0;
-      sum[f] = 0;
-      if (!there || row >= rows) continue;
-      const auto r = static_cast<size_t>(row), group = static_cast<size_t>(Bits == 1 ? slice : slice / 2);
-      scale[f] = __ldcg(in.scales + group * all_rows + r);
-      sum[f] = Bits == 1 ? __ldcg(in.sums + 2 * group * all_rows + r) + __ldcg(in.sums + (2 * group + 1) * all_rows + r)
-                         : __ldcg(in.sums + static_cast<size_t>(slice) * all_rows + r);
     }
   }
 
@@ -104,15 +96,22 @@ struct Planes {
   }
 };
 
-/// The units of a warp that come next: batch after batch, in a batch unit after unit, of a unit tile after tile.
+/// The units of a warp that come next: batch after batch, in a batch unit after unit, of a unit tile after
+/// tile.
 struct UnitCursor {
   const SignWeights& weights;
   const int end, batch, warp;
   int first, last, tile, unit;  // the batch has tiles first .. last - 1
 
   __device__ UnitCursor(const SignWeights& w, int begin, int end_, int batch_, int warp_)
-      : weights(w), end(warp_ < w.units ? end_ : begin), batch(batch_), warp(warp_), first(begin),
-        last(min(begin + batch_, end_)), tile(begin), unit(warp_) {}
+      : weights(w),
+        end(warp_ < w.units ? end_ : begin),
+        batch(batch_),
+        warp(warp_),
+        first(begin),
+        last(min(begin + batch_, end_)),
+        tile(begin),
+        unit(warp_) {}
   __device__ bool done() const { return first >= end; }
   __device__ void next() {
     if (++tile < last) return;
@@ -139,9 +138,14 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
   };
   const int begin = stretch(static_cast<int>(blockIdx.x)), end = stretch(static_cast<int>(blockIdx.x) + 1);
   unsigned char* ring = shared + warp * kRing * kUnitBytes;
-  auto* parts = reinterpret_cast<int32_t*>(shared + kRingBytes) + warp * 128;  // [slice][16][4], where the lanes of a quad meet
+  auto* parts = reinterpret_cast<int32_t*>(shared + kRingBytes) +
+                warp * 128;  // [slice][16][4], where the lanes of a quad meet
   auto* sums = reinterpret_cast<float*>(shared + kRingBytes) + (Rows == 1 ? kWarps * 128 : 0);
   const int tile_floats = slices * kSliceFloats<Rows>;
+  auto* slice_scales = sums + static_cast<size_t>(work.several ? 2 : 1) * static_cast<size_t>(work.batch) *
+                                  static_cast<size_t>(tile_floats);  // [slice][step row]
+  auto* slice_sums =
+      reinterpret_cast<int32_t*>(slice_scales + slices * Rows);  // of the activations, likewise
   start_successor();
 
   UnitCursor ahead(w, begin, end, work.batch, warp);
@@ -151,7 +155,9 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
       unsigned char* to = ring + in % kRing * kUnitBytes;
       const size_t unit = w.unit_index(ahead.tile, ahead.unit);
       copy_async(to + lane * 16, w.words + unit * 32 + static_cast<size_t>(lane));
-      if (lane < 4) copy_async(to + 512 + lane * 16, reinterpret_cast<const uint4*>(w.scales) + unit * 4 + static_cast<size_t>(lane));
+      if (lane < 4)
+        copy_async(to + 512 + lane * 16,
+                   reinterpret_cast<const uint4*>(w.scales) + unit * 4 + static_cast<size_t>(lane));
       ahead.next();
     }
     ++in;
@@ -167,11 +173,29 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
   };
   wait_for_predecessor();
   load_planes(warp);
+  // Scales and sums are asked for once by each block: all blocks want the same few lines.
+  for (int i = thread; i < work.slices * Rows; i += kThreads) {
+    const int slice = i / Rows, row = i % Rows;
+    const auto rows = static_cast<size_t>(work.in.rows), r = static_cast<size_t>(row);
+    const bool there = row < work.rows;
+    if constexpr (Bits == 1) {
+      const size_t half = 2 * static_cast<size_t>(slice) * rows + r;
+      slice_scales[i] = there ? __ldcg(work.in.scales + static_cast<size_t>(slice) * rows + r) : 0;
+      slice_sums[i] = there ? __ldcg(work.in.sums + half) + __ldcg(work.in.sums + half + rows) : 0;
+    } else {
+      slice_scales[i] = there ? __ldcg(work.in.scales + static_cast<size_t>(slice / 2) * rows + r) : 0;
+      slice_sums[i] = there ? __ldcg(work.in.sums + static_cast<size_t>(slice) * rows + r) : 0;
+    }
+  }
+  for (int i = work.slices * Rows + thread; i < slices * Rows; i += kThreads)
+    slice_scales[i] = slice_sums[i] = 0;
+  __syncthreads();
 
   int which = 0;  // of two batches
   for (int first = begin; first < end; first += work.batch, which ^= work.several) {
     const int tiles = min(work.batch, end - first);
-    float* batch_sums = sums + static_cast<size_t>(which) * static_cast<size_t>(work.batch) * static_cast<size_t>(tile_floats);
+    float* batch_sums = sums + static_cast<size_t>(which) * static_cast<size_t>(work.batch) *
+                                   static_cast<size_t>(tile_floats);
 #pragma unroll 1
     for (int unit = warp; unit < w.units; unit += kWarps) {
       P planes[2];
@@ -191,7 +215,8 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
         const uint4 words = reinterpret_cast<const uint4*>(slot)[lane];
         const unsigned char* scales = slot + 512;
         if constexpr (Rows == 1) {
-          const uint32_t scale = reinterpret_cast<const unsigned short*>(scales)[lane % 8 * 4 + lane / 16 * 2 + lane / 8 % 2];
+          const uint32_t scale =
+              reinterpret_cast<const unsigned short*>(scales)[lane % 8 * 4 + lane / 16 * 2 + lane / 8 % 2];
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
             int sum[2];
@@ -203,10 +228,9 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
           fetch();
           const int4 part = reinterpret_cast<const int4*>(parts)[lane];
           const int count = part.x + 4 * part.y + 16 * part.z + 64 * part.w;
-          const bool second = lane >= 16;
-          to[lane] = make_float2(
-              static_cast<float>((Bits == 1 ? 2 * count : count) - (second ? planes[1].sum[0] : planes[0].sum[0])),
-              __fmul_rn(half_bits_to_float(scale), second ? planes[1].scale[0] : planes[0].scale[0]));
+          const int slice = 2 * unit + lane / 16;
+          to[lane] = make_float2(static_cast<float>((Bits == 1 ? 2 * count : count) - slice_sums[slice]),
+                                 __fmul_rn(half_bits_to_float(scale), slice_scales[slice]));
         } else {
           const uint2 pairs = reinterpret_cast<const uint2*>(scales)[lane / 4];
           __syncwarp();
@@ -219,10 +243,14 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
               int sum[2];
               planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, f, lane, sum);
               float2* row = to + (s * Rows + 4 * f + (lane & 3)) * 16 + lane / 4;
+              const int at = (2 * unit + s) * Rows + 4 * f + (lane & 3);
+              const float activation_scale = slice_scales[at];
+              const int activation_sum = slice_sums[at];
 #pragma unroll
               for (int i = 0; i < 2; ++i) {
-                row[8 * i] = make_float2(static_cast<float>((Bits == 1 ? 2 * sum[i] : sum[i]) - planes[s].sum[f]),
-                                         __fmul_rn(half_bits_to_float(pair >> 16 * i), planes[s].scale[f]));
+                row[8 * i] =
+                    make_float2(static_cast<float>((Bits == 1 ? 2 * sum[i] : sum[i]) - activation_sum),
+                                __fmul_rn(half_bits_to_float(pair >> 16 * i), activation_scale));
               }
             }
           }
@@ -231,7 +259,8 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
     }
     __syncthreads();
 
-    // A thread has a row of weights and one of the step: slices ascending. The next batch may write other sums meanwhile.
+    // A thread has a row of weights and one of the step: slices ascending. The next batch may write other
+    // sums meanwhile.
     for (int item = thread; item < tiles * 16 * (Rows == 1 ? 1 : work.rows); item += kThreads) {
       const int row = item % 16, tile = Rows == 1 ? item / 16 : item / 16 % tiles;
       const int step_row = Rows == 1 ? 0 : item / 16 / tiles;
@@ -242,7 +271,8 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
       if constexpr (E == Epilogue::kAdd) {
         if (column >= 0) before = __ldcg(to);
       }
-      const auto* from = reinterpret_cast<const float2*>(batch_sums + static_cast<size_t>(tile) * static_cast<size_t>(tile_floats)) +
+      const auto* from = reinterpret_cast<const float2*>(batch_sums + static_cast<size_t>(tile) *
+                                                                          static_cast<size_t>(tile_floats)) +
                          step_row * 16 + row;
       float y = 0;
 #pragma unroll 8
@@ -267,7 +297,8 @@ void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
   const int blocks = std::min(work.tiles, multiprocessors);
   const int most = (work.tiles + blocks - 1) / blocks;
   const auto batch_bytes = [&] {
-    return static_cast<size_t>(work.batch) * static_cast<size_t>(2 * work.weights.units) * kSliceFloats<Rows> * sizeof(float);
+    return static_cast<size_t>(work.batch) * static_cast<size_t>(2 * work.weights.units) *
+           kSliceFloats<Rows> * sizeof(float);
   };
   work.batch = most;
   while (work.batch > 1 && batch_bytes() > kBatchBytes) --work.batch;
@@ -277,9 +308,11 @@ void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
     return true;
   }();
   static_cast<void>(allowed);
-  const size_t shared = kRingBytes + (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) + (work.several ? 2 : 1) * batch_bytes();
-  launch(multiply_planes_kernel<Bits, Rows, E>, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true},
-         stream, work);
+  const size_t shared = kRingBytes + (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) +
+                        (work.several ? 2 : 1) * batch_bytes() +
+                        static_cast<size_t>(2 * work.weights.units) * Rows * 8;
+  launch(multiply_planes_kernel<Bits, Rows, E>,
+         {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true}, stream, work);
 }
 
 template <int Bits, int Rows>

@@ -80,8 +80,8 @@ __device__ bool is_finite(float x) {
   return fabsf(x) <= 3.402823466e38f;
 }
 
-/// A block has some groups of a row: grid (rows, parts of a row). With a norm each block goes through all of the row for the sum of its
-/// squares, alike.
+/// A block has some groups of a row: grid (rows, parts of a row). With a norm each block goes through all of
+/// the row for the sum of its squares, alike.
 __global__ void prepare_row(StepView step, Preparation work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   auto* squares = reinterpret_cast<float*>(shared);  // of each group
@@ -177,11 +177,12 @@ void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, 
 
 void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream) {
   const int groups = (work.width + kGroup - 1) / kGroup;
-  // A norm needs all of a row: a block for each, or of few rows one for each group, so that they are all quantized at once; not in
-  // place, where the blocks would read what others write.
-  const bool normed = work.norm.weights != nullptr, apart = rows <= kPlaneRows && work.out.data != work.in.data;
+  // A norm needs all of a row: a block for each, or of few rows one for each group, so that they are all
+  // quantized at once; not in place, where the blocks would read what others write.
+  const bool normed = work.norm.weights != nullptr,
+             apart = rows <= kPlaneRows && work.out.data != work.in.data;
   const int warps = std::min(groups, normed ? 32 : rows <= kPlaneRows ? 1 : 8);
-  const int parts = !normed ? (groups + warps - 1) / warps : apart ? groups : 1;
+  const int parts = !normed ? (groups + warps - 1) / warps : apart ? std::max(1, groups / rows) : 1;
   launch(prepare_row,
          {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)),
           dim3(static_cast<unsigned>(32 * warps)), static_cast<size_t>(groups) * sizeof(float), true},
