@@ -181,8 +181,10 @@ void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaS
   // quantized at once; not in place, where the blocks would read what others write.
   const bool normed = work.norm.weights != nullptr,
              apart = rows <= kPlaneRows && work.out.data != work.in.data;
-  const int warps = std::min(groups, normed ? 32 : rows <= kPlaneRows ? 1 : 8);
-  const int parts = !normed ? (groups + warps - 1) / warps : apart ? std::max(1, groups / rows) : 1;
+  const bool many = rows > 128;  // they fill the GPU with fewer threads for each
+  const int warps = std::min(groups, many ? 16 : normed ? 32 : rows <= kPlaneRows ? 1 : 8);
+  const int together = many ? 2 * warps : warps;  // groups of a block
+  const int parts = !normed ? (groups + together - 1) / together : apart ? std::max(1, groups / rows) : 1;
   launch(prepare_row,
          {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)),
           dim3(static_cast<unsigned>(32 * warps)), static_cast<size_t>(groups) * sizeof(float), true},
