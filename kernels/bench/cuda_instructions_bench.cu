@@ -34,6 +34,15 @@ float best_ms(cudaStream_t stream, int repeats, F&& f) {
 
 enum Kind { kU8S8, kF16, kBits128, kBits256, kLogic, kShuffle, kDp4a };
 
+/// d += a b: m16n8k32, bytes without and with a sign, sums in int32.
+__device__ void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+      "%1, "
+      "%2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 __device__ void mma_bits128(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
   asm volatile(
       "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, "

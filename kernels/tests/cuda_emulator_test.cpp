@@ -264,45 +264,6 @@ TEST(mma_of_halves) {
   });
 }
 
-__global__ void multiply_bytes(const uint8_t* a, const int8_t* b, int32_t* d) {  // a[16][32], b[32][8]
-  const unsigned lane = threadIdx.x, group = lane >> 2, position = lane & 3;
-  uint32_t fa[4] = {}, fb[2] = {};
-  for (unsigned i = 0; i < 16; ++i) {
-    const unsigned row = i < 4 || (i >= 8 && i < 12) ? group : group + 8;
-    const unsigned column = position * 4 + (i & 3) + (i >= 8 ? 16 : 0);
-    fa[i / 4] |= static_cast<uint32_t>(a[row * 32 + column]) << 8 * (i & 3);
-  }
-  for (unsigned i = 0; i < 8; ++i) {
-    const unsigned row = position * 4 + (i & 3) + (i >= 4 ? 16 : 0);
-    fb[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(b[row * 8 + group])) << 8 * (i & 3);
-  }
-  int32_t sums[4] = {-1, -2, -3, -4};
-  mma_u8s8(sums, fa, fb);
-  for (unsigned i = 0; i < 4; ++i) {
-    d[(i < 2 ? group : group + 8) * 8 + position * 2 + (i & 1)] = sums[i] + static_cast<int>(i) + 1;
-  }
-}
-
-TEST(mma_of_bytes) {
-  Random random(4);
-  std::vector<uint8_t> x(16 * 32);
-  std::vector<int8_t> y(32 * 8);
-  for (auto& v : x) v = static_cast<uint8_t>(random.next());
-  for (auto& v : y) v = static_cast<int8_t>(random.next());
-  Array<uint8_t> a(x);
-  Array<int8_t> b(y);
-  Array<int32_t> d(128);
-  launch(multiply_bytes, {.grid = 1, .block = 32}, nullptr, a.device, b.device, d.device);
-  d.down();
-  for (size_t row = 0; row < 16; ++row) {
-    for (size_t column = 0; column < 8; ++column) {
-      int sum = 0;
-      for (size_t k = 0; k < 32; ++k) sum += x[row * 32 + k] * y[k * 8 + column];
-      CHECK(d.host[row * 8 + column] == sum);
-    }
-  }
-}
-
 __global__ void multiply_bits(const uint32_t* a, const uint32_t* b,
                               int32_t* d) {  // a[16][128 bits], b[8][128 bits]
   const unsigned lane = threadIdx.x, group = lane >> 2, position = lane & 3;

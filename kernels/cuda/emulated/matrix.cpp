@@ -112,27 +112,6 @@ void mma_f16(void* const (&arguments)[32], uint32_t) {
   }
 }
 
-void mma_u8s8(void* const (&arguments)[32], uint32_t) {
-  int16_t a[16][32], b[8][32];
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto& mine = operands<int32_t>(arguments, lane);
-    const int group = lane / 4, k = lane % 4 * 4;
-    for (int byte = 0; byte < 4; ++byte) {
-      for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][k + byte + i / 2 * 16] = mine.a[i] >> byte * 8 & 0xff;
-      for (int i = 0; i < 2; ++i) b[group][k + byte + i * 16] = static_cast<int8_t>(mine.b[i] >> byte * 8);
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    int32_t* d = operands<int32_t>(arguments, lane).d;
-    for (int i = 0; i < 4; ++i) {
-      const int16_t *row = a[row_of_sum(lane, i)], *column = b[column_of_sum(lane, i)];
-      int32_t sum = 0;
-      for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
-      d[i] = static_cast<int32_t>(static_cast<uint32_t>(d[i]) + static_cast<uint32_t>(sum));
-    }
-  }
-}
-
 void mma_bits(void* const (&arguments)[32], uint32_t) {
   uint32_t a[16][4], b[8][4];
   for (int lane = 0; lane < 32; ++lane) {

@@ -36,7 +36,6 @@ struct Mma {
   const uint32_t *a, *b;
 };
 void mma_f16(void* const (&arguments)[32], uint32_t mask);
-void mma_u8s8(void* const (&arguments)[32], uint32_t mask);
 void mma_bits(void* const (&arguments)[32], uint32_t mask);
 
 struct Wgmma {
@@ -118,10 +117,6 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* shared_row, N
 inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NIWAKI_WHERE) {
   emulated::Mma<float> mine{d, a, b};
   emulated::meet_warp(~0u, "mma_f16", emulated::mma_f16, &mine, where);
-}
-inline void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NIWAKI_WHERE) {
-  emulated::Mma<int32_t> mine{d, a, b};
-  emulated::meet_warp(~0u, "mma_u8s8", emulated::mma_u8s8, &mine, where);
 }
 inline void mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b, NIWAKI_WHERE) {
   emulated::Mma<int32_t> mine{d, a, &b};
