@@ -240,6 +240,7 @@ void CudaPlan::encode(const RopeTableOp& op, size_t index, const Bucket& bucket)
 void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
   const BoundOp& bound = ops_[index];
   const int32_t rows = rows_of(bucket, op.in);
+  if (rows == 0) return;
   const auto width = static_cast<int32_t>(op.weight->values().size());
   Preparation work{buffer(op.in),
                    width,
