@@ -2,9 +2,8 @@
 // one-bit operands.
 //
 // A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every sixteenth
-// unit of a tile, through a ring of its own in shared memory, some units ahead. The loops are not unrolled:
-// what runs once waits for its instructions longer than for anything else. The sum of a slice and its scale
-// wait in shared memory until all slices of the batch are there; then they are added, slices ascending.
+// unit of a tile, through a ring of its own in shared memory, some units ahead. The sum of a slice and its
+// scale wait in shared memory until all slices of the batch are there; then they are added, slices ascending.
 #include <algorithm>
 
 #include "cuda/linear_kernels.h"
@@ -292,6 +291,16 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
   }
 }
 
+constexpr size_t kMostShared = 227 << 10;  // of a block
+
+/// Shared memory of a block.
+template <int Rows>
+size_t shared_bytes(int units, int batches) {
+  return kRingBytes + (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) +
+         static_cast<size_t>(2 * units) *
+             (static_cast<size_t>(batches) * kSliceFloats<Rows> * sizeof(float) + Rows * 8);
+}
+
 template <int Bits, int Rows, Epilogue E>
 void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
   const int blocks = std::min(work.tiles, multiprocessors);
@@ -304,13 +313,11 @@ void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
   while (work.batch > 1 && batch_bytes() > kBatchBytes) --work.batch;
   work.several = work.batch < most && batch_bytes() <= kBatchBytes;
   static const bool allowed = [] {
-    allow_shared(multiply_planes_kernel<Bits, Rows, E>, 227 << 10);
+    allow_shared(multiply_planes_kernel<Bits, Rows, E>, kMostShared);
     return true;
   }();
   static_cast<void>(allowed);
-  const size_t shared = kRingBytes + (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) +
-                        (work.several ? 2 : 1) * batch_bytes() +
-                        static_cast<size_t>(2 * work.weights.units) * Rows * 8;
+  const size_t shared = shared_bytes<Rows>(work.weights.units, (work.several ? 2 : 1) * work.batch);
   launch(multiply_planes_kernel<Bits, Rows, E>,
          {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true}, stream, work);
 }
@@ -330,11 +337,28 @@ void choose_epilogue(const PlanesWork& work, Epilogue epilogue, int multiprocess
 }  // namespace
 
 void multiply_planes(const SignProduct& product, int multiprocessors, cudaStream_t stream) {
-  const PlanesWork work{work_of(product), static_cast<int32_t>((product.run->rows + 15) / 16), 0, false};
+  PlanesWork work{work_of(product), static_cast<int32_t>((product.run->rows + 15) / 16), 0, false};
+  const int units = work.weights.units;
   const auto choose_rows = [&]<int Bits>() {
-    if (product.rows == 1) return choose_epilogue<Bits, 1>(work, product.epilogue, multiprocessors, stream);
-    if (product.rows <= 4) return choose_epilogue<Bits, 4>(work, product.epilogue, multiprocessors, stream);
-    choose_epilogue<Bits, 8>(work, product.epilogue, multiprocessors, stream);
+    // All rows at once, but for very long rows of weights, whose sums do not fit so many times.
+    for (int left = product.rows; left > 0;) {
+      const int rows = left > 4 && shared_bytes<8>(units, 1) <= kMostShared   ? left
+                       : left > 1 && shared_bytes<4>(units, 1) <= kMostShared ? std::min(left, 4)
+                                                                              : 1;
+      work.rows = rows;
+      if (rows == 1) {
+        choose_epilogue<Bits, 1>(work, product.epilogue, multiprocessors, stream);
+      } else if (rows <= 4) {
+        choose_epilogue<Bits, 4>(work, product.epilogue, multiprocessors, stream);
+      } else {
+        choose_epilogue<Bits, 8>(work, product.epilogue, multiprocessors, stream);
+      }
+      left -= rows;
+      work.in.data += static_cast<size_t>(rows) * (Bits == 1 ? kBits1Words : kBits2Words) * sizeof(uint32_t);
+      work.in.scales += rows;
+      work.in.sums += rows;
+      work.out.data += rows * work.out.stride;
+    }
   };
   product.run->sign.bits == 1 ? choose_rows.template operator()<1>() : choose_rows.template operator()<2>();
 }

@@ -196,6 +196,19 @@ TEST(many_tiles_go_in_batches) {
   }
 }
 
+TEST(very_long_rows_of_weights) {
+  constexpr int64_t kColumns = 25600;
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0}) {
+    for (const int rows : {1, 4, 7, 16}) {
+      const std::vector<Tensor> tensors = {random_tensor(type, 24, kColumns, 7)};
+      const std::vector<float> x = random_activations(rows, kColumns, 3),
+                               before = random_activations(rows, 24, 5);
+      const auto y = run(tensors, kColumns, x, rows, cuda::Epilogue::kAdd, before);
+      CHECK(same_bits(y, expect(tensors, kColumns, x, rows, true, Activation::kNone, before)));
+    }
+  }
+}
+
 TEST(norms_before_products) {
   for (const int64_t columns : {256, 1280}) {
     const std::vector<float> x = random_activations(20, columns, 3),
