@@ -192,10 +192,12 @@ describe.runIf(`${process.platform}-${process.arch}` === "linux-x64")("on CUDA",
     });
 
     it("is disposed of while it answers", async () => {
-      const leaving = await load();
-      const running = answer(leaving, randomTokens(200, 2000, 3));
+      const leaving = await load({ burstMilliseconds: 0 });
+      const running = leaving.generate(randomTokens(20, 2000, 3), { temperature: 1, seed: 3 });
+      await running.next();
+      const ended = expect(running.next().then(() => running.next())).rejects.toMatchObject({ code: "disposed" });
       await leaving.dispose();
-      await expect(running).rejects.toMatchObject({ code: "disposed" });
+      await ended;
     });
 
     it("saves a prefix for CUDA, which a CPU refuses", async () => {

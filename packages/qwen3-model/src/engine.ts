@@ -92,6 +92,7 @@ export class Engine {
   /** Entries that ended while their step ran. */
   readonly #leaving: Entry[] = [];
   #active = false;
+  #closed: { reason: unknown } | undefined;
   #loop: Promise<void> = Promise.resolve();
   /** Ends the loop's wait while all requests wait for their consumers. */
   #wake: (() => void) | undefined;
@@ -127,8 +128,12 @@ export class Engine {
     );
   }
 
-  /** Takes a request; its prompt has at least one token and fits the context. */
+  /** Takes a request; its prompt has at least one token and fits the context. After `close` it ends with that reason. */
   submit(request: EngineRequest): void {
+    if (this.#closed !== undefined) {
+      request.onEnd(this.#closed.reason);
+      return;
+    }
     const sequence = this.#kv.create({ extraKeys: prefixKey(request.cacheSalt, request.adapters) });
     const entry = new Entry(++this.#lastId, request, sequence);
     this.#entries.set(request, entry);
@@ -170,6 +175,7 @@ export class Engine {
 
   /** Cancels everything and waits for the step that runs. */
   async close(reason: unknown): Promise<void> {
+    this.#closed = { reason };
     const requests = [...this.#entries.keys()];
     for (const request of requests) this.cancel(request);
     for (const request of requests) request.onEnd(reason);
