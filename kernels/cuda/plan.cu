@@ -107,6 +107,10 @@ void CudaPlan::bind() {
                       ops[i].label + ": SwiGLU takes a matrix of two tensors with equal rows");
         }
         bound.through_scratch = !runs[0].interleaved || op->accumulate;
+        bound.prepares = !bound.through_scratch && matrix.rows() / 2 % kGroup == 0 &&
+                         quantizes_for(i + 1, op->out) &&
+                         cuda_matrix(*std::get<LinearOp>(ops[i + 1].op).matrix).runs().size() == 1;
+        bound.writes_floats = !bound.prepares || read_later(i + 2, op->out);
       }
       scratch_width_ = std::max(scratch_width_, matrix.rows());
     } else if (const auto* op = std::get_if<QkNormRopeOp>(&ops[i].op)) {
@@ -225,6 +229,27 @@ std::vector<Quantized> CudaPlan::quantized_for(const CudaMatrix& matrix, int32_t
   return forms;
 }
 
+/// Whether a linear operation quantizes its row itself, if it is not yet quantized.
+bool CudaPlan::takes_floats(size_t index, const Bucket& bucket) const {
+  const auto* op = op_at<LinearOp>(index);
+  return op != nullptr && rows_of(bucket, op->in) == 1 && op->matrix->columns() <= kMostRowFloats;
+}
+
+/// Whether a norm is left to the linear operation after it: nothing else reads its row.
+bool CudaPlan::norms_next(size_t index, const Bucket& bucket) const {
+  return op_at<RmsNormOp>(index) != nullptr && takes_floats(index + 1, bucket) && ops_[index].prepares &&
+         !ops_[index].writes_floats && !adapts(index + 1);
+}
+
+/// Whether an operation leaves its output quantized for the one after it.
+bool CudaPlan::quantizes_next(size_t index, const Bucket& bucket) const {
+  if (index >= ops_.size() || !ops_[index].prepares || norms_next(index, bucket)) return false;
+  const auto* op = op_at<LinearOp>(index);
+  // Of one row; and what it reads must not lie where it would write.
+  return op == nullptr || (takes_floats(index, bucket) && !adapts(index) && !adapts(index + 1) &&
+                           !quantizes_next(index - 1, bucket));
+}
+
 void CudaPlan::encode(const EmbedOp& op, size_t, const Bucket& bucket) {
   embed(view_, cuda_matrix(*op.table), buffer(op.out), bucket.rows, gpu_.stream);
 }
@@ -240,7 +265,7 @@ void CudaPlan::encode(const RopeTableOp& op, size_t index, const Bucket& bucket)
 void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
   const BoundOp& bound = ops_[index];
   const int32_t rows = rows_of(bucket, op.in);
-  if (rows == 0) return;
+  if (rows == 0 || norms_next(index, bucket)) return;
   const auto width = static_cast<int32_t>(op.weight->values().size());
   Preparation work{buffer(op.in),
                    width,
@@ -260,21 +285,45 @@ void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
 }
 
 /// y = W x, run after run.
-void CudaPlan::multiply(const LinearOp& op, const Bucket& bucket, const FloatRows& out, Epilogue epilogue) {
+void CudaPlan::multiply(const LinearOp& op, size_t index, const Bucket& bucket, const FloatRows& out,
+                        Epilogue epilogue) {
   const CudaMatrix& matrix = cuda_matrix(*op.matrix);
   const int32_t rows = rows_of(bucket, op.in);
+  const bool quantized = !takes_floats(index, bucket) || quantizes_next(index - 1, bucket);
   const std::vector<Quantized> forms = quantized_for(matrix, rows);
+  RowProduct row{};
+  if (!quantized) {
+    row.x = buffer(op.in).data;
+    row.op = static_cast<int32_t>(index);
+    if (norms_next(index - 1, bucket)) {
+      const auto& norm = std::get<RmsNormOp>(spec().ops[index - 1].op);
+      row.x = buffer(norm.in).data;
+      row.norm = {ops_[index - 1].memory.at<const float>(), norm.eps};
+      row.norm_op = static_cast<int32_t>(index - 1);
+    }
+  }
+  row.out = out;
+  row.epilogue = epilogue;
+  if (quantizes_next(index, bucket)) {
+    if (!ops_[index].writes_floats) row.out.data = nullptr;
+    row.next = quantized_for(cuda_matrix(*std::get<LinearOp>(spec().ops[index + 1].op).matrix), 1)[0];
+    row.next_op = static_cast<int32_t>(index + 1);
+  }
   for (const MatrixRun& run : matrix.runs()) {
     if (!is_sign(run)) {
       multiply_floats(run, buffer(op.in), rows, out, epilogue, gpu_.stream);
       continue;
     }
     const QuantizedLayout layout = quantized_layout(run.sign.bits, rows);
-    const SignProduct product{
-        &run, rows,
-        *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; }),
-        out, epilogue};
-    multiply_sign(product, gpu_.multiprocessors, gpu_.stream);
+    const Quantized& in =
+        *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; });
+    if (rows > 1) {
+      multiply_sign({&run, rows, in, out, epilogue}, gpu_.multiprocessors, gpu_.stream);
+    } else {
+      row.run = &run;
+      row.in = in;
+      multiply_row(view_, row, gpu_.multiprocessors, gpu_.stream);
+    }
   }
 }
 
@@ -283,7 +332,7 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const CudaMatrix& matrix = cuda_matrix(*op.matrix);
   const int32_t rows = rows_of(bucket, op.in);
   if (rows == 0) return;
-  if (index == 0 || !ops_[index - 1].prepares) {
+  if (!takes_floats(index, bucket) && !quantizes_next(index - 1, bucket)) {
     Preparation work{buffer(op.in),
                      static_cast<int32_t>(matrix.columns()),
                      {},
@@ -298,13 +347,13 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const FloatRows out = buffer(op.out);
   const bool swiglu = op.activation == Activation::kSwiglu, adapted = adapts(index);
   if (!adapted && !bound.through_scratch) {
-    return multiply(op, bucket, out,
+    return multiply(op, index, bucket, out,
                     swiglu          ? Epilogue::kSwiglu
                     : op.accumulate ? Epilogue::kAdd
                                     : Epilogue::kStore);
   }
   const FloatRows y{scratch_.at<float>(), (scratch_width_ + 15) / 16 * 16}, x = buffer(op.in);
-  multiply(op, bucket, y, Epilogue::kStore);
+  multiply(op, index, bucket, y, Epilogue::kStore);
   if (adapted) {
     const auto* step = step_memory_.at<const uint8_t>(layout_.adapters);
     slots_->project(index, rows, step, x.data, x.stride, gpu_.stream);

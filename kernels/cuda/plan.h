@@ -45,7 +45,7 @@ class CudaPlan final : public QueuedPlan {
   struct BoundOp {
     DeviceMemory memory;  // norm weights, frequencies
     double rope_factor = 1;
-    bool prepares = false;      // quantizes its rows for the linear operation after it
+    bool prepares = false;      // can quantize its rows for the linear operation after it
     bool writes_floats = true;  // something else reads its output
     bool stores_next = false;   // a norm of heads that the store after it is done with, or both by attention
     bool through_scratch = false;  // SwiGLU, or an addition, of a matrix whose epilogues cannot do it
@@ -87,7 +87,11 @@ class CudaPlan final : public QueuedPlan {
   void encode(const KvStoreOp& op, size_t index, const Bucket& bucket);
   void encode(const PagedAttentionOp& op, size_t index, const Bucket& bucket);
   void encode(const SelectOutputsOp& op, size_t index, const Bucket& bucket);
-  void multiply(const LinearOp& op, const Bucket& bucket, const FloatRows& out, Epilogue epilogue);
+  bool takes_floats(size_t index, const Bucket& bucket) const;
+  bool norms_next(size_t index, const Bucket& bucket) const;
+  bool quantizes_next(size_t index, const Bucket& bucket) const;
+  void multiply(const LinearOp& op, size_t index, const Bucket& bucket, const FloatRows& out,
+                Epilogue epilogue);
 
   Bucket bucket_of(const Step& step) const;
   size_t most_item_bytes() const;
