@@ -33,11 +33,12 @@ struct RowWork : SignWork {
   Quantized next;
   int32_t next_op;
 
-  int32_t pairs;    // of tiles of the run
-  int32_t stretch;  // pairs that blocks' stretches are multiples of
-  int32_t batch;    // of pairs
-  int32_t ring;     // units of pairs that a warp has room for
-  bool several;     // batches, and room for the sums of two
+  int32_t pairs;       // of tiles of the run
+  int32_t stretch;     // pairs that stretches are multiples of
+  int32_t each, more;  // stretches of a block; blocks that have one more
+  int32_t batch;       // of pairs
+  int32_t ring;        // units of pairs that a warp has room for
+  bool several;        // batches, and room for the sums of two
 };
 
 /// Where things are in shared memory, in bytes.
@@ -97,11 +98,9 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   auto* slice_sums = reinterpret_cast<int32_t*>(shared + at.slice_sums);
   start_successor();
 
-  const auto stretch_begin = [&](unsigned block) {
-    const int64_t stretches = (work.pairs + work.stretch - 1) / work.stretch;
-    return min(work.pairs, static_cast<int>(stretches * block / gridDim.x) * work.stretch);
-  };
-  const int begin = stretch_begin(blockIdx.x), end = stretch_begin(blockIdx.x + 1);
+  const int block = static_cast<int>(blockIdx.x);
+  const int begin = (work.each * block + min(block, work.more)) * work.stretch;
+  const int end = min(work.pairs, begin + (work.each + (block < work.more)) * work.stretch);
   // With fewer units than warps several warps have the same unit, of different pairs.
   const int together = min(w.units, kWarps), apart = kWarps / together;
   const int first_unit = warp % together, first_pair = warp / together;
@@ -110,10 +109,11 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   // The ring: its places are filled in the order of the loops below.
   unsigned char* const ring = shared + warp * work.ring * kPairBytes;
   auto* const barriers = reinterpret_cast<uint64_t*>(shared + at.barriers) + warp * work.ring;
-  if (lane == 0) {
-    for (int i = 0; i < work.ring; ++i) init_barrier(barriers + i, 1);
+  if (lane < work.ring) {
+    init_barrier(barriers + lane, 1);
     fence_barriers();
   }
+  __syncwarp();
   int ahead_first = begin, ahead_unit = first_unit, ahead_pair = begin + first_pair;
   const auto fetch = [&](int place) {  // by the first lane
     const auto settle = [&] {          // to the next that there is
@@ -137,6 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     ahead_pair += apart;
   };
   if (works && lane == 0) {
+#pragma unroll 1
     for (int i = 0; i < work.ring; ++i) fetch(i);
   }
   __syncwarp();
@@ -162,45 +163,47 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
       }
     }
   };
+  // Where the row of weights goes of which a thread adds up the slices, in a batch from `first` on.
+  const int row = thread % 16, tile = thread / 16;
+  const auto column_of = [&](int first) {
+    if (warp >= min(work.batch, end - first)) return -1;
+    return row < 8 ? work.low_column(2 * first + tile, row) : work.high_column(2 * first + tile, row - 8);
+  };
+  const auto before_at = [&](int column) {
+    return E == Epilogue::kAdd && column >= 0 ? __ldcg(work.out.data + column) : 0.0f;
+  };
+  float before, factor = 1;
   if constexpr (kFloats) {
     const Quantized own{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1, shared + at.planes,
                         scales, slice_sums};
-    const auto column = [&](int group, int t) { return group * kGroup + group_column(lane, t); };
-    const auto read = [&](const float* from, int group, float(&value)[4], float otherwise) {
-#pragma unroll
-      for (int t = 0; t < 4; ++t)
-        value[t] =
-            from != nullptr && column(group, t) < work.width ? __ldcg(from + column(group, t)) : otherwise;
-    };
-    constexpr int kAhead = 2;
-    float weights[kAhead][4], value[kAhead][4];
-    for (int i = 0; i < kAhead; ++i) read(work.norm.weights, warp + i * kWarps, weights[i], 1);
+    const int octet = thread / 8;
+    float value[16], weights[16];
+    read_octet(work.norm.weights, octet, work.width, weights, 1);
     wait_for_predecessor();
-    // What lies beyond the last group is nothing's.
-    const int padded = Bits == 1 ? slices : w.units;
-    for (int group = warp; group < padded; group += kAhead * kWarps) {
-      for (int i = 0; i < kAhead; ++i) {
-        read(work.x, group + i * kWarps, value[i], 0);
-        if (group != warp) read(work.norm.weights, group + i * kWarps, weights[i], 1);
+    before = before_at(column_of(begin));
+    const int padded = Bits == 1 ? slices : w.units;  // what lies beyond the last group is nothing's
+    for (int group = octet; group / 4 * 4 < padded; group += kThreads / 8) {
+      read_octet(work.x, group, work.width, value);
+      if (group != octet) read_octet(work.norm.weights, group, work.width, weights, 1);
+      if (work.norm.weights != nullptr) {
+        const float sum = group_squares(value);
+        if (lane % 8 == 0 && group < padded) squares[group] = sum;
       }
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int here = group + i * kWarps;
-        if (here >= padded) break;
-        if (work.norm.weights != nullptr) {
-          const float sum = group_squares(value[i]);
-          if (lane == 0) squares[here] = sum;
-#pragma unroll
-          for (int t = 0; t < 4; ++t) value[i][t] *= weights[i][t];
-        }
-        if (!quantize_lanes(own, 0, here, value[i]) && lane == 0 && blockIdx.x == 0)
-          report_bad(step, work.op, 0);
-      }
+      for (int e = 0; e < 16; ++e) value[e] *= weights[e];
+      const bool finite = quantize_octet(own, 0, group, group < padded, value);
+      if (!finite && lane % 8 == 0 && blockIdx.x == 0) report_bad(step, work.op, 0);
     }
     __syncthreads();
     if (works) load_planes(first_unit);
+    if (work.norm.weights != nullptr) {
+      float sum;
+      factor = norm_factor(squares, work.groups, work.width, work.norm.eps, sum);
+      if (thread == 0 && blockIdx.x == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
+    }
   } else {
     wait_for_predecessor();
+    before = before_at(column_of(begin));
     if (works) load_planes(first_unit);
     // Scales and sums are asked for once by each block: all blocks want the same few lines.
     const auto rows = static_cast<size_t>(work.in.rows);
@@ -244,6 +247,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
       }
       const int slice = 2 * unit + (part & 1);
       const int base = Bits == 1 ? slice_sums[2 * slice] + slice_sums[2 * slice + 1] : slice_sums[slice];
+      const float row_scale = __fmul_rn(scales[Bits == 1 ? slice : unit], factor);
       float2* to = batch_sums + (2 * first_pair + (part >> 1)) * slices * 16 + slice * 16;
 #pragma unroll 1
       for (int pair = first_pair; pair < pairs; pair += apart, to += apart * 2 * slices * 16) {
@@ -280,41 +284,23 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           const int even = high[2 * i], odd = high[2 * i + 1];
           const int product = Bits == 1 ? 2 * sum[2 * i] + 512 * even - 1024 * odd
                                         : sum[2 * i] + 256 * even + 512 * odd - 1024 * top[2 * i];
-          to[(quad + 8 * i + turn) & 15] =
-              make_float2(static_cast<float>(product - base), half_bits_to_float(scale >> 16 * i));
+          to[(quad + 8 * i + turn) & 15] = make_float2(
+              static_cast<float>(product - base), __fmul_rn(half_bits_to_float(scale >> 16 * i), row_scale));
         }
       }
     }
     __syncthreads();
 
     // A thread has a row of weights: slices ascending. The next batch may write other sums meanwhile.
-    const int item = thread;
-    if (item / 32 < pairs) {
-      float factor = 1;
-      if constexpr (kFloats) {
-        if (work.norm.weights != nullptr) {
-          float squared;
-          factor =
-              norm_factor(squares, (work.width + kGroup - 1) / kGroup, work.width, work.norm.eps, squared);
-          if (thread == 0 && blockIdx.x == 0 && first == begin && !is_finite(squared))
-            report_bad(step, work.norm_op, 0);
-        }
-      }
-      const int row = item % 16, tile = item / 16;
-      const int in_run = 2 * first + tile;
-      const int column = row < 8 ? work.low_column(in_run, row) : work.high_column(in_run, row - 8);
+    if (warp < pairs) {
+      const int column = column_of(first);
       float* to = work.out.data + column;
-      float before = 0;
-      if constexpr (E == Epilogue::kAdd) {
-        if (column >= 0) before = __ldcg(to);
-      }
       const float2* from = batch_sums + tile * slices * 16;
       float y = 0;
-#pragma unroll 8
+#pragma unroll 16
       for (int s = 0; s < work.slices; ++s) {
         const float2 product = from[s * 16 + ((row + 4 * (s & 1) + 8 * (tile & 1)) & 15)];
-        const float scale = Bits == 1 ? scales[s] : scales[s / 2];
-        y = __fmaf_rn(product.x, __fmul_rn(product.y, kFloats ? __fmul_rn(scale, factor) : scale), y);
+        y = __fmaf_rn(product.x, product.y, y);
       }
       if constexpr (E == Epilogue::kSwiglu) {
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
@@ -328,15 +314,16 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
         *to = E == Epilogue::kAdd ? before + y : y;
       }
     }
+    if (first + work.batch < end) before = before_at(column_of(first + work.batch));
     if constexpr (kQuantizes) {
       __syncthreads();
       if (warp == 0) {
-        float value[4];
+        float value[16];
 #pragma unroll
-        for (int t = 0; t < 4; ++t)
-          value[t] = reinterpret_cast<const float*>(shared + at.values)[group_column(lane, t)];
-        if (!quantize_lanes(work.next, 0, first / kGroupPairs, value) && lane == 0)
-          report_bad(step, work.next_op, 0);
+        for (int e = 0; e < 16; ++e)
+          value[e] = reinterpret_cast<const float*>(shared + at.values)[octet_column(lane, e)];
+        const bool finite = quantize_octet(work.next, 0, first / kGroupPairs, lane < 8, value);
+        if (!finite && lane == 0) report_bad(step, work.next_op, 0);
       }
     } else if (!work.several && first + work.batch < end) {
       __syncthreads();
@@ -353,6 +340,8 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   const int stretches = (work.pairs + work.stretch - 1) / work.stretch;
   const int blocks = std::min(stretches, multiprocessors);
   const int most = (stretches + blocks - 1) / blocks * work.stretch;
+  work.each = stretches / blocks;
+  work.more = stretches % blocks;
   const size_t pair_bytes = static_cast<size_t>(4 * work.weights.units) * 128;
   work.batch = kQuantizes ? kGroupPairs
                           : std::min({most, kWarps, std::max(1, static_cast<int>(kBatchBytes / pair_bytes))});

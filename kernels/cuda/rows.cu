@@ -7,6 +7,7 @@ namespace niwaki::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kMostWarps = 16;  // of a row that is prepared
 
 /// A weight of a sign type: see SignWeights.
 __device__ inline float sign_weight(const MatrixRun& run, int64_t row, int64_t column) {
@@ -64,51 +65,53 @@ __global__ void embed_rows(StepView step, MatrixRun run, int64_t row_size, Float
   }
 }
 
-/// A block has some groups of a row: grid (rows, parts of a row). With a norm each block goes through all of
-/// the row for the sum of its squares, alike.
-__global__ void prepare_row(StepView step, Preparation work) {
+/// Eight threads have a group: grid (rows, parts of a row), but a block has all of a row that is normed.
+__global__ void __launch_bounds__(kMostWarps * 32) prepare_row(StepView step, Preparation work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   auto* squares = reinterpret_cast<float*>(shared);  // of each group
   start_successor();
-  wait_for_predecessor();
   const int row = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
+  const int octet = static_cast<int>(threadIdx.x) / 8, octets = static_cast<int>(blockDim.x) / 8;
   const int groups = (work.width + kGroup - 1) / kGroup;
-  const int part = (groups + static_cast<int>(gridDim.y) - 1) / static_cast<int>(gridDim.y);
-  const int begin = static_cast<int>(blockIdx.y) * part, end = min(groups, begin + part);
+  const bool normed = work.norm.weights != nullptr, at_once = normed && groups <= octets;
+  float weights[16], value[16], factor = 1;
+  read_octet(work.norm.weights, octet, work.width, weights, 1);
+  wait_for_predecessor();
   const bool there = row < (work.of.outputs ? step.counts->outputs : step.counts->rows);
   const float* x = work.in.data + row * work.in.stride;
-  const auto load = [&](int group, float(&value)[4]) {
-    for (int t = 0; t < 4; ++t) {
-      const int c = group * kGroup + group_column(lane, t);
-      value[t] = c < work.width ? __ldcg(x + c) : 0;
-    }
-  };
-  float value[4], factor = 1;
-  if (work.norm.weights != nullptr) {
-    for (int group = warp; group < groups; group += warps) {
-      load(group, value);
+  if (normed) {
+    for (int first = 0; first < groups; first += octets) {
+      read_octet(x, first + octet, work.width, value);
       const float sum = group_squares(value);
-      if (lane == 0) squares[group] = sum;
+      if (lane % 8 == 0 && first + octet < groups) squares[first + octet] = sum;
     }
     __syncthreads();
     float sum;
     factor = norm_factor(squares, groups, work.width, work.norm.eps, sum);
     if (threadIdx.x == 0 && there && !is_finite(sum)) report_bad(step, work.norm_op, row);
   }
-  for (int group = begin + warp; group < end; group += warps) {
-    load(group, value);
-    float weights[4] = {1, 1, 1, 1};
-    for (int t = 0; t < 4; ++t) {
-      const int c = group * kGroup + group_column(lane, t);
-      if (c >= work.width) continue;
-      if (work.norm.weights != nullptr) weights[t] = __ldg(work.norm.weights + c);
-      if (work.out.data != nullptr) work.out.data[row * work.out.stride + c] = value[t] * factor * weights[t];
+  for (int first = static_cast<int>(blockIdx.y) * octets; first < groups;
+       first += octets * static_cast<int>(gridDim.y)) {
+    const int group = first + octet;
+    if (!at_once) {
+      read_octet(x, group, work.width, value);
+      read_octet(work.norm.weights, group, work.width, weights, 1);
     }
-    for (int t = 0; t < 4; ++t) value[t] *= weights[t];
+    if (work.out.data != nullptr) {
+#pragma unroll
+      for (int e = 0; e < 16; e += 4) {
+        const int column = group * kGroup + octet_column(lane, e);
+        if (column >= work.width) continue;
+        const auto normed_at = [&](int i) { return value[e + i] * factor * weights[e + i]; };
+        *reinterpret_cast<float4*>(work.out.data + row * work.out.stride + column) =
+            make_float4(normed_at(0), normed_at(1), normed_at(2), normed_at(3));
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 16; ++e) value[e] *= weights[e];
     for (int i = 0; i < work.layouts; ++i) {
-      if (!quantize_lanes(work.quantized[i], row, group, value, factor) && lane == 0 && there)
-        report_bad(step, work.of.op, row);
+      const bool finite = quantize_octet(work.quantized[i], row, group, group < groups, value, factor);
+      if (!finite && lane % 8 == 0 && there) report_bad(step, work.of.op, row);
     }
   }
 }
@@ -161,14 +164,10 @@ void embed(const StepView& step, const CudaMatrix& table, const FloatRows& out, 
 
 void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaStream_t stream) {
   const int groups = (work.width + kGroup - 1) / kGroup;
-  // A norm needs all of a row: a block for each, or of few rows one for each group, so that they are all
-  // quantized at once; not in place, where the blocks would read what others write.
-  const bool normed = work.norm.weights != nullptr,
-             apart = rows <= kPlaneRows && work.out.data != work.in.data;
-  const bool many = rows > 128;  // they fill the GPU with fewer threads for each
-  const int warps = std::min(groups, many ? 16 : normed ? 32 : rows <= kPlaneRows ? 1 : 8);
-  const int together = many ? 2 * warps : warps;  // groups of a block
-  const int parts = !normed ? (groups + together - 1) / together : apart ? std::max(1, groups / rows) : 1;
+  // A norm needs all of a row. Without one, few rows are spread over more blocks.
+  const bool normed = work.norm.weights != nullptr;
+  const int warps = std::min((groups + 3) / 4, normed ? kMostWarps : rows <= kPlaneRows ? 1 : 8);
+  const int parts = normed ? 1 : (groups + 4 * warps - 1) / (4 * warps);
   launch(prepare_row,
          {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)),
           dim3(static_cast<unsigned>(32 * warps)), static_cast<size_t>(groups) * sizeof(float), true},
