@@ -17,8 +17,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   using Base = StagedPages<kDim, kQ8, kKind>;
   using Part = typename Base::Part;
   using Base::a, Base::at, Base::bring, Base::bring_all, Base::clear_values, Base::dim, Base::find,
-      Base::group, Base::halves, Base::lane, Base::next_phase, Base::place, Base::shared, Base::step,
-      Base::sum_at, Base::wait_for, Base::warp, Base::widen;
+      Base::halves, Base::kThreads, Base::kWarps, Base::lane, Base::next_phase, Base::place, Base::shared,
+      Base::step, Base::sum_at, Base::wait_for, Base::warp, Base::widen;
   using Base::Base;
 
   static constexpr bool kFused = kKind == Kind::kFused;
@@ -38,14 +38,14 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
           reinterpret_cast<const uint4*>(step.items + index)[lane];
   }
   __device__ int row_of(const AttentionItem& item, int unit) const {
-    return item.first_row + (item.first_head + unit) / group();
+    return item.first_row + a.group.quotient(item.first_head + unit);
   }
   __device__ int head_of(const AttentionItem& item, int unit) const {
-    return item.kv_head * group() + (item.first_head + unit) % group();
+    return item.kv_head * a.group.divisor + a.group.remainder(item.first_head + unit);
   }
   /// Units that the item does not have are where its last one is.
   __device__ int position_of(const AttentionItem& item, int unit) const {
-    return item.position + (item.first_head + min(unit, item.units - 1)) / group();
+    return item.position + a.group.quotient(item.first_head + min(unit, item.units - 1));
   }
 
   // Queries: units of whole sixteens, scaled, as float16. What is in the rows of units that the item does not
@@ -59,7 +59,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     const float scale = query_scale();
     const int chunks = dim / 8;
     int bad = INT32_MAX;
-#pragma unroll kKind == Kind::kWide ? 8 : 2
+#pragma unroll kKind == Kind::kWide ? 8 : 1
     for (int i = threadIdx.x; i < item.units * chunks; i += kThreads) {
       const int unit = i / chunks, chunk = i % chunks, row = row_of(item, unit);
       const auto* from =
@@ -79,116 +79,141 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   // Fused items: heads of q, and the keys and values of the rows, which are the last tokens of the context.
 
   /// The first token of the item that is a row of the step.
-  __device__ int first_fresh(const AttentionItem& item) const {
-    return max(item.begin, item.position);
+  __device__ static int first_fresh(const AttentionItem& item) { return max(item.begin, item.position); }
+  /// Whether keys and values of fresh tokens go where those of the pages are at once; else they are kept
+  /// until their chunk has come.
+  __device__ static bool is_one_chunk(const AttentionItem& item) {
+    return item.end - item.begin <= kChunkTokens;
   }
   /// Where the key (0) or value (1) of a fresh token is kept, as float16.
   __device__ unsigned char* fresh_row(const AttentionItem& item, int token, int which) const {
     return shared + at.fresh + ((token - item.position) * 2 + which) * (2 * dim);
   }
 
+  /// What a warp does with a head.
   struct HeadTask {
-    int row, token;  // token: of a key or value
-    int which;       // 0: key, 1: value, 2: query
-    Head numbers, angles;
+    int which;              // 0: key, 1: value, 2: query
+    int row, token, block;  // token and its block: of a key or value
+    const float *from, *angles;
+    unsigned char* to;  // in shared memory, a row permuted as number `permutation`
+    int permutation;
+    Head weight;
   };
+  __device__ static int count_tasks(const AttentionItem& item) {
+    return item.units + 2 * max(0, item.end - first_fresh(item));
+  }
   /// Queries, then keys, then values.
-  __device__ HeadTask load_task(const AttentionItem& item, int index, int count) const {
+  __device__ HeadTask task_of(const AttentionItem& item, int index, int count) const {
     HeadTask task;
-    const int half = dim / 2, fresh = (count - item.units) / 2;
     int head;
     if (index < item.units) {
       task.which = 2;
-      task.token = 0;
+      task.token = task.block = 0;
       task.row = row_of(item, index);
       head = head_of(item, index);
+      task.to = shared + at.queries + index * (2 * dim);
+      task.permutation = index;
     } else {
-      const int i = index - item.units;
+      const int fresh = (count - item.units) / 2, i = index - item.units;
       task.which = i >= fresh;
-      task.token = first_fresh(item) + i - task.which * fresh;
+      task.token = task.permutation = first_fresh(item) + i - task.which * fresh;
+      task.block = step.tables[item.table + a.block.quotient(task.token)];
       task.row = item.first_row + task.token - item.position;
       head = a.layout.heads + task.which * a.layout.kv_heads + item.kv_head;
+      task.to = is_one_chunk(item) ? halves((task.token - item.begin) / kStepTokens, task.which) +
+                                         (task.token - item.begin) % kStepTokens * (2 * dim)
+                                   : fresh_row(item, task.token, task.which);
     }
-    task.numbers.load(a.qkv + task.row * a.qkv_stride + head * dim, half);
-    if (task.which != 1) task.angles.load(a.norm.rope + task.row * a.norm.rope_stride, half);
+    task.from = a.qkv + task.row * a.qkv_stride + head * dim;
+    task.angles = a.norm.rope + task.row * a.norm.rope_stride;
+    if (task.which != 1) task.weight.load(task.which == 2 ? a.norm.q_norm : a.norm.k_norm, dim / 2);
     return task;
   }
-  /// A warp does a head.
-  __device__ void prepare_heads(const AttentionItem& item, const Head& q_weight, const Head& k_weight) {
-    const int half = dim / 2, count = item.units + 2 * max(0, item.end - first_fresh(item));
-    if (warp >= count) return;
-    HeadTask next = load_task(item, warp, count);
-    for (int index = warp; index < count; index += kWarps) {
-      HeadTask task = next;
-      if (index + kWarps < count) next = load_task(item, index + kWarps, count);
-      if (task.which != 1) {
-        Head weight;
-#pragma unroll
-        for (int j = 0; j < Head::kCount; ++j) {
-          weight.low[j] = task.which == 2 ? q_weight.low[j] : k_weight.low[j];
-          weight.high[j] = task.which == 2 ? q_weight.high[j] : k_weight.high[j];
-        }
-        if (!task.numbers.norm(weight, a.norm.eps, half) && lane == 0) report_bad(step, a.norm.op, task.row);
-        task.numbers.turn(task.angles);
-      }
-      unsigned char* row;
-      int permutation;
-      bool fits = true;
-      if (task.which == 2) {
-        const float scale = query_scale();
-        task.numbers.each(half, [&](int, float2& x) {
-          x = {x.x * scale, x.y * scale};
-          fits = fits && fits_half(x.x) && fits_half(x.y);
-        });
-        fits = __all_sync(kAllLanes, fits);
-        row = shared + at.queries + index * (2 * dim);
-        permutation = index;
+  /// Of the warp, if it has one.
+  __device__ HeadTask first_task(const AttentionItem& item) const {
+    const int count = count_tasks(item);
+    return task_of(item, min(warp, count - 1), count);
+  }
+  /// `staged`: the first chunk has come.
+  __device__ void do_task(const AttentionItem& item, const HeadTask& task, bool staged) {
+    const int half = dim / 2;
+    Head numbers, angles;
+    numbers.load(task.from, half);
+    if (task.which != 1) {
+      angles.load(task.angles, half);
+      if (!numbers.norm(task.weight, a.norm.eps, half) && lane == 0) report_bad(step, a.norm.op, task.row);
+      numbers.turn(angles);
+    }
+    bool fits = true;
+    unsigned char* page_row = nullptr;
+    if (task.which == 2) {
+      const float scale = query_scale();
+      numbers.each(half, [&](int, float2& x) { x = {x.x * scale, x.y * scale}; });
+    } else {
+      unsigned char* page =
+          task.which == 0 ? a.pages.keys(task.block, item.kv_head) : a.pages.values(task.block, item.kv_head);
+      const int slot = a.block.remainder(task.token);
+      if constexpr (kQ8) {
+        fits = numbers.store_integers(half, slot, a.pages.block_size, page);
       } else {
-        const int block = step.tables[item.table + task.token / a.pages.block_size];
-        fits = task.numbers.store_page(a.pages, block, task.token, item.kv_head, task.which == 0);
-        row = fresh_row(item, task.token, task.which);
-        permutation = task.token;
+        page_row = page + slot * (2 * dim);
+        if (is_one_chunk(item) && !staged) wait_for((task.token - item.begin) / kStepTokens, task.which);
       }
-      task.numbers.each(half, [&](int i, float2& x) {
-        *reinterpret_cast<uint32_t*>(row + place_chunk(permutation, i / 8, dim) * 16 + i % 8 * 2) =
-            pack_halves(x.x, x.y);
-      });
-      if (!fits && lane == 0) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
+    }
+    numbers.each(half, [&](int i, float2& x) {
+      const int offset = place_chunk(task.permutation, i / 8, dim) * 16 + i % 8 * 2;
+      const uint32_t packed = pack_halves(x.x, x.y);
+      *reinterpret_cast<uint32_t*>(task.to + offset) = packed;
+      if (!kQ8 && task.which != 2) *reinterpret_cast<uint32_t*>(page_row + offset) = packed;
+      if (!kQ8 || task.which == 2) fits = fits && fits_half(x.x) && fits_half(x.y);
+    });
+    if (!fits) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
+  }
+  /// `task`: the warp's first. Then, if pages are to come after the item's, fence_async().
+  __device__ void prepare_heads(const AttentionItem& item, HeadTask task, bool staged) {
+    const int count = count_tasks(item);
+#pragma unroll 1
+    for (int index = warp; index < count;) {
+      do_task(item, task, staged);
+      index += kWarps;
+      if (index < count) task = task_of(item, index, count);
     }
   }
-  /// The keys or values of fresh tokens from `token` on, up to `end`, into step i, which begins at token
-  /// `step_begin`; by `threads` threads.
-  __device__ void put_fresh(const AttentionItem& item, int i, int which, int step_begin, int token, int end,
-                            int thread, int threads) const {
-    if constexpr (kFused) {
-      token = max(token, item.position);
-      const int chunks = dim / 8;
-      for (int j = thread; j < (end - token) * chunks; j += threads) {
-        const int t = token + j / chunks, chunk = j % chunks;
-        reinterpret_cast<uint4*>(halves(i, which) + (t - step_begin) * (2 * dim))[chunk] =
-            reinterpret_cast<const uint4*>(fresh_row(item, t, which))[chunk];
-      }
-      if (token < end) fence_async();
+  /// The keys or values of fresh tokens that are in step i, which has so many tokens from `begin` on.
+  __device__ void put_fresh(const AttentionItem& item, int i, int which, int begin, int tokens) const {
+    const int chunks = dim / 8, first = max(begin, item.position);
+#pragma unroll 1
+    for (int j = threadIdx.x; j < (begin + tokens - first) * chunks; j += kThreads) {
+      const int t = first + j / chunks, chunk = j % chunks;
+      reinterpret_cast<uint4*>(halves(i, which) + (t - begin) * (2 * dim))[chunk] =
+          reinterpret_cast<const uint4*>(fresh_row(item, t, which))[chunk];
     }
   }
 
-  // A step's keys and values, once they have come.
+  // A chunk's keys and values, once they have come.
 
-  /// q8: both are widened; then __syncthreads().
-  __device__ void take_integers(const AttentionItem& item, int i, int begin, int tokens) {
+  __device__ static int tokens_of_step(int tokens, int i) {
+    return min(kStepTokens, tokens - i * kStepTokens);
+  }
+  /// All of step i, which has so many tokens from `begin` on. q8: widened, but for fresh ones.
+  __device__ void take_step(const AttentionItem& item, int i, int begin, int tokens) {
     wait_for(i, 0);
     wait_for(i, 1);
     next_phase(i);
-    widen(i, kFused ? min(tokens, max(0, item.position - begin)) : tokens);
-    for (int which = 0; which < 2; ++which)
-      put_fresh(item, i, which, begin, begin, begin + tokens, threadIdx.x, kThreads);
+    if constexpr (kQ8) widen(i, kFused ? min(tokens, max(0, item.position - begin)) : tokens);
     clear_values(i, tokens);
   }
+  /// Then __syncthreads().
+  __device__ void take_chunk(const AttentionItem& item, int begin) {
+    const int tokens = min(kChunkTokens, item.end - begin);
+#pragma unroll 1
+    for (int i = 0; i * kStepTokens < tokens; ++i)
+      take_step(item, i, begin + i * kStepTokens, tokens_of_step(tokens, i));
+  }
   /// float16; true if __syncthreads() must follow.
-  __device__ bool take_values(const AttentionItem& item, int i, int begin, int tokens) {
+  __device__ bool take_values(int i, int tokens) {
     wait_for(i, 1);
     next_phase(i);
-    put_fresh(item, i, 1, begin, begin, begin + tokens, threadIdx.x, kThreads);
     return clear_values(i, tokens);
   }
 
@@ -252,93 +277,127 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     return end >= item.end || end % item.span_tokens == 0;
   }
 
-  /// Up to sixteen units by all warps: each has a piece of every step for the scores, and then sixteen
-  /// dimensions of every 64.
-  __device__ void attend_narrow(const AttentionItem& item) {
-    constexpr int kParts = kDim == 0 ? 4 : kDim / 16 / kWarps;
+  /// What comes into shared memory after a chunk: the item's next one, or the first of the item `after`.
+  struct Following {
+    const AttentionItem* item;  // null: nothing
+    int begin, block;
+  };
+  __device__ Following following(const AttentionItem& item, int begin, const AttentionItem* after) const {
+    Following next{&item, begin + kChunkTokens, 0};
+    if (next.begin >= item.end) {
+      next.item = after;
+      next.begin = after == nullptr ? 0 : after->begin;
+    }
+    if (next.item != nullptr) next.block = find(*next.item, next.begin);
+    return next;
+  }
+
+  /// Up to sixteen units by all warps: each has a piece of every chunk (or of every step) for the scores, and
+  /// then sixteen dimensions of every sixteen times as many as there are warps. `staged`: the first chunk has
+  /// been taken. `after`: null, or an item whose first chunk is asked for on the way.
+  __device__ void attend_narrow(const AttentionItem& item, bool staged, const AttentionItem* after) {
+    constexpr int kOwn = kSteps * kPieces / kWarps;  // pieces: number warp + kWarps * own
+    constexpr int kParts = kDim == 0 ? 16 / kWarps : (kDim / 16 + kWarps - 1) / kWarps;
+    const auto has_part = [&](int pair) {
+      return kDim / 16 % kWarps == 0 && kDim != 0 ? true : pair < dim / 16;
+    };
     Sums<2 * kParts> sums;
-    auto* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [step][warp][unit]
+    auto* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [piece][unit]
     unsigned char* weights = shared + at.weights;  // [unit][token], permuted as rows of 256 bytes are
     const int seen[2] = {position_of(item, lane / 4), position_of(item, lane / 4 + 8)};
     sums.clear();
 #pragma unroll 1
     for (int begin = item.begin; begin < item.end; begin += kChunkTokens) {
       const int tokens = min(kChunkTokens, item.end - begin), steps = tokens > kStepTokens ? 2 : 1;
-      const auto tokens_of = [&](int i) { return min(kStepTokens, tokens - i * kStepTokens); };
-      const int next = begin + kChunkTokens, next_block = find(item, next);
+      const Following next = following(item, begin, after);
+      const bool fresh = kFused && !is_one_chunk(item) && begin + tokens > item.position;
       if (begin % item.span_tokens == 0) sums.begin_span();
-      if constexpr (kQ8) {
-        for (int i = 0; i < steps; ++i) take_integers(item, i, begin + i * kStepTokens, tokens_of(i));
-        __syncthreads();
-        bring_all(item, next, next_block);
+      if ((kQ8 || fresh) && !staged) take_chunk(item, begin);
+      if constexpr (kFused) {
+#pragma unroll 1
+        for (int i = 0; i < (fresh ? 2 * steps : 0); ++i)
+          put_fresh(item, i / 2, i % 2, begin + i / 2 * kStepTokens, tokens_of_step(tokens, i / 2));
       }
-      float s[kSteps][2][4] = {};
+      if (fresh || (kQ8 && !staged)) __syncthreads();
+      staged |= kQ8 || fresh;
+      if (kQ8 && next.item != nullptr) bring_all(*next.item, next.begin, next.block);
+      float s[kOwn][2][4] = {};
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        if (i >= steps) break;
-        if constexpr (!kQ8) {
-          wait_for(i, 0);
-          const int step_begin = begin + i * kStepTokens, piece = step_begin + warp * kPiece;
-          put_fresh(item, i, 0, step_begin, piece, min(piece + kPiece, item.end), lane, 32);
-          if constexpr (kFused) __syncwarp();
-        }
+      for (int own = 0; own < kOwn; ++own) {
+        const int piece = warp + kWarps * own;
+        if (!staged && piece * kPiece < tokens) wait_for(piece / kPieces, 0);
       }
+      if (warp * kPiece < tokens) {
 #pragma unroll kDim == 0 ? 1 : 4
-      for (int k = 0; k < dim / 16; ++k) {
-        uint32_t q[4], r[4];
-        load_queries_at(q, 0, k);
+        for (int k = 0; k < dim / 16; ++k) {
+          uint32_t q[4], r[4];
+          load_queries_at(q, 0, k);
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-          if (i >= steps) break;
-          load_keys(r, i, warp * kPiece, k);
-          multiply_pair(s[i][0], s[i][1], q, r);
+          for (int own = 0; own < kOwn; ++own) {
+            const int piece = warp + kWarps * own;
+            if (piece * kPiece >= tokens) break;
+            load_keys(r, piece / kPieces, piece % kPieces * kPiece, k);
+            multiply_pair(s[own][0], s[own][1], q, r);
+          }
         }
       }
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        if (i >= steps) break;
-        mask(s[i], begin + i * kStepTokens + warp * kPiece, seen);
+      for (int own = 0; own < kOwn; ++own) {
+        const int piece = warp + kWarps * own;
+        mask(s[own], begin + piece * kPiece, seen);
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
-          const float top = top_of(s[i], u);
-          if (lane % 4 == 0) maxima[(i * kWarps + warp) * kNarrowUnits + lane / 4 + 8 * u] = top;
+          const float top = top_of(s[own], u);
+          if (lane % 4 == 0) maxima[piece * kNarrowUnits + lane / 4 + 8 * u] = top;
         }
       }
+      if (!kQ8 && next.item != nullptr) fence_async();  // the keys of fresh tokens
       __syncthreads();
-      if constexpr (!kQ8) {
-        for (int i = 0; i < kSteps; ++i) bring(item, next, next_block, i, 0);
+      if (!kQ8 && next.item != nullptr) {
+#pragma unroll 1
+        for (int i = 0; i < kSteps; ++i) bring(*next.item, next.begin, next.block, i, 0);
       }
-      float factor[kSteps][2];
+      float factor[kSteps][2], base[kSteps][2];
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         if (i >= steps) break;
-        float step_max[2], base[2];
+        float step_max[2];
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
-          const float* of_warps = maxima + i * kWarps * kNarrowUnits + lane / 4 + 8 * u;
-          step_max[u] = of_warps[0];
+          const float* of_pieces = maxima + i * kPieces * kNarrowUnits + lane / 4 + 8 * u;
+          step_max[u] = of_pieces[0];
 #pragma unroll
-          for (int w = 1; w < kWarps; ++w) step_max[u] = fmaxf(step_max[u], of_warps[w * kNarrowUnits]);
+          for (int p = 1; p < kPieces; ++p) step_max[u] = fmaxf(step_max[u], of_pieces[p * kNarrowUnits]);
         }
-        sums.raise(step_max, base, factor[i]);
+        sums.raise(step_max, base[i], factor[i]);
+      }
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const int piece = warp + kWarps * own;
+        if (piece * kPiece >= tokens) break;
 #pragma unroll
         for (int t = 0; t < 2; ++t) {
 #pragma unroll
           for (int u = 0; u < 2; ++u) {
-            const int unit = lane / 4 + 8 * u, chunk = 2 * (i * kPieces + warp) + t;
+            const int unit = lane / 4 + 8 * u;
+            const float from = piece < kPieces ? base[0][u] : base[1][u];
             *reinterpret_cast<uint32_t*>(weights + unit * 2 * kChunkTokens +
-                                         place_chunk(unit, chunk, kChunkTokens) * 16 + lane % 4 * 4) =
-                pack_halves(exp2_approx(s[i][t][2 * u] - base[u]), exp2_approx(s[i][t][2 * u + 1] - base[u]));
+                                         place_chunk(unit, 2 * piece + t, kChunkTokens) * 16 + lane % 4 * 4) =
+                pack_halves(exp2_approx(s[own][t][2 * u] - from), exp2_approx(s[own][t][2 * u + 1] - from));
           }
         }
-        if constexpr (!kQ8) take_values(item, i, begin + i * kStepTokens, tokens_of(i));
       }
+      if (!staged) {
+#pragma unroll 1
+        for (int i = 0; i < steps; ++i) take_values(i, tokens_of_step(tokens, i));
+      }
+      staged = false;
       __syncthreads();
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         if (i >= steps) break;
         sums.scale_span(factor[i]);
-        const int pieces = (tokens_of(i) + kPiece - 1) / kPiece;
+        const int pieces = (tokens_of_step(tokens, i) + kPiece - 1) / kPiece;
 #pragma unroll
         for (int k = 0; k < kPieces; ++k) {
           if (k >= pieces) break;
@@ -349,16 +408,23 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 #pragma unroll
           for (int part = 0; part < kParts; ++part) {
             const int pair = warp + kWarps * part;
-            if (kDim == 0 && pair >= dim / 16) continue;
+            if (!has_part(pair)) continue;
             load_values(r, i, pair, k);
             multiply_pair(sums.of_span[2 * part], sums.of_span[2 * part + 1], p, r);
           }
         }
       }
       if (span_ends(item, begin)) sums.end_span();
+      // What is next goes where keys, weights and values were, the sums of many units where weights were.
+      if (next.item == nullptr) {
+        if (item.units > kNarrowUnits / 2) __syncthreads();
+        break;
+      }
+      if (!kQ8) fence_async();  // the values of fresh tokens
       __syncthreads();
       if constexpr (!kQ8) {
-        for (int i = 0; i < kSteps; ++i) bring(item, next, next_block, i, 1);
+#pragma unroll 1
+        for (int i = 0; i < kSteps; ++i) bring(*next.item, next.begin, next.block, i, 1);
       }
     }
     emit_narrow(item, sums);
@@ -376,7 +442,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const int pair = warp + t / 2 * kWarps, column = pair * 16 + t % 2 * 8 + lane % 4 * 2;
-        if (kDim == 0 && pair >= dim / 16) continue;
+        if (pair >= dim / 16) continue;
         float* to = item.split != 0 ? a.scratch.sums + record * dim + column : sum_at(out, unit, column);
         *reinterpret_cast<float2*>(to) = {sums.all[t][2 * u], sums.all[t][2 * u + 1]};
       }
@@ -387,8 +453,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     __syncthreads();
     for (int unit = warp; unit < item.units; unit += kWarps) {
       const float inverse = 1.0f / totals[unit].y;
-      for (int column = lane * 4; column < dim; column += 128)
-        finish(item, unit, column, *reinterpret_cast<const float4*>(sum_at(out, unit, column)), inverse);
+      for (int first = 0; first < dim; first += kGroup)
+        finish(item, unit, first, inverse, [&](int column) { return *sum_at(out, unit, column); });
     }
   }
 
@@ -422,7 +488,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     for (int piece = 0; piece < kPieces; ++piece) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float(&x)[4] = s[2 * piece + j / 2];
+        const float (&x)[4] = s[2 * piece + j / 2];
         const int u = j % 2;
         p[piece][j] = pack_halves(exp2_approx(x[2 * u] - base[u]), exp2_approx(x[2 * u + 1] - base[u]));
       }
@@ -449,7 +515,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
         if (tokens <= 0) break;
         const bool active = first <= last_seen;
         if constexpr (kQ8) {
-          take_integers(item, i, first, tokens);
+          take_step(item, i, first, tokens);
           __syncthreads();
           bring(item, next, next_block, i, 0);
           bring(item, next, next_block, i, 1);
@@ -458,7 +524,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
         }
         uint32_t p[kPieces][4];
         if (active) weigh(sums, i, first, first_unit, first_seen, seen, p);
-        if (!kQ8 && take_values(item, i, first, tokens)) __syncthreads();
+        if (!kQ8 && take_values(i, tokens)) __syncthreads();
         if (active) {
 #pragma unroll
           for (int k = 0; k < kPieces; ++k) {
@@ -503,32 +569,39 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
         if (unit >= item.units) break;
         const int64_t record = record_of(item, unit);
         const float inverse = 1.0f / total.y;
-        for (int column = lane * 4; column < dim; column += 128) {
-          const float4 x = *reinterpret_cast<const float4*>(sum_at(out, row, column));
-          if (item.split != 0) {
-            *reinterpret_cast<float4*>(a.scratch.sums + record * dim + column) = x;
-          } else {
-            finish(item, unit, column, x, inverse);
-          }
+        if (item.split == 0) {
+          finish(item, unit, 0, inverse, [&](int column) { return *sum_at(out, row, column); });
+          continue;
         }
-        if (item.split != 0 && lane == 0) a.scratch.totals[record] = total;
+        for (int column = lane * 4; column < dim; column += 128) {
+          *reinterpret_cast<float4*>(a.scratch.sums + record * dim + column) =
+              *reinterpret_cast<const float4*>(sum_at(out, row, column));
+        }
+        if (lane == 0) a.scratch.totals[record] = total;
       }
     }
   }
 
-  // Results. A warp has a unit, its lanes four dimensions of every 128.
+  // Results. A warp has a unit.
 
   __device__ static int64_t record_of(const AttentionItem& item, int unit) {
     return item.record + item.begin / item.span_tokens * item.units + unit;
   }
 
-  __device__ void finish(const AttentionItem& item, int unit, int column, float4 x, float inverse) {
+  /// Four dimensions of a lane, of up to kGroup from `first` on; `sum_of` gives the sum of one.
+  template <class F>
+  __device__ void finish(const AttentionItem& item, int unit, int first, float inverse, F&& sum_of) {
     const int row = row_of(item, unit), head = head_of(item, unit);
-    x = {x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse};
-    if (a.out != nullptr) *reinterpret_cast<float4*>(a.out + row * a.out_stride + head * dim + column) = x;
+    float x[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      const int column = kDim == kGroup ? group_column(lane, t) : first + lane + 32 * t;
+      const bool there = kDim == kGroup || column < dim;
+      x[t] = there ? sum_of(column) * inverse : 0;
+      if (a.out != nullptr && there) a.out[row * a.out_stride + head * dim + column] = x[t];
+    }
     if constexpr (kDim == kGroup) {
-      if (!a.quantize) return;
-      if (!quantize_group(a.quantized, row, head, {x.x, x.y, x.z, x.w}) && lane == 0)
+      if (a.quantize && !quantize_lanes(a.quantized, row, head, x) && lane == 0)
         report_bad(step, a.quantize_op, row);
     }
   }
@@ -546,24 +619,32 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     return *last != 0;
   }
 
-  /// As Sums::end_span, the spans of a unit in the lanes of a warp. The records come through the memory of
-  /// the pages: of all spans, and of as many units as make 32 records.
+  /// As Sums::end_span. The records come through the memory of the pages, which has room for kRecords: a warp
+  /// takes all spans of as many units as its share holds.
   __device__ void join(const AttentionItem& item) {
-    const int split = item.split, at_once = kMostSpans / split, width = min(dim, 128);
-    unsigned char* mine = shared + warp * kMostSpans * (width * 4) + lane * 16;
-    for (int first_unit = warp; first_unit < item.units; first_unit += kWarps * at_once) {
+    constexpr int kRecords = kSteps * kStepTokens;
+    const int split = item.split, width = min(dim, kGroup);
+    const int workers = min(kWarps, kRecords / split), at_once = kRecords / workers / split;
+    unsigned char* mine = shared + warp * (kRecords / workers) * (width * 4) + lane * 16;
+    auto* factors = reinterpret_cast<float4*>(shared + at.weights) + warp * kMostSpans;
+#pragma unroll 1
+    for (int first_unit = warp; warp < workers && first_unit < item.units; first_unit += workers * at_once) {
       const auto record_at = [&](int unit, int span) {
-        return item.record + span * item.units + first_unit + unit * kWarps;
+        return item.record + span * item.units + first_unit + unit * workers;
       };
-      const int units = min(at_once, (item.units - first_unit + kWarps - 1) / kWarps);
+      const int units = min(at_once, (item.units - first_unit + workers - 1) / workers);
       float2 totals = {-INFINITY, 0};  // of the lane's unit and span
       if (lane < units * split) totals = __ldcg(a.scratch.totals + record_at(lane / split, lane % split));
       for (int first = 0; first < dim; first += width) {
-        const int column = first + lane * 4;
-        const bool has_column = lane * 4 < width && column < dim;
-        for (int i = 0; i < units * split && has_column; ++i) {
-          copy_async(mine + i * (width * 4),
-                     a.scratch.sums + static_cast<int64_t>(record_at(i / split, i % split)) * dim + column);
+        const bool has_column = lane * 4 < width && first + lane * 4 < dim;
+        __syncwarp();
+        for (int unit = 0; unit < units && has_column; ++unit) {
+          const float* from =
+              a.scratch.sums + static_cast<int64_t>(record_at(unit, 0)) * dim + first + lane * 4;
+          unsigned char* to = mine + unit * split * (width * 4);
+#pragma unroll 4
+          for (int span = 0; span < split; ++span)
+            copy_async(to + span * (width * 4), from + static_cast<int64_t>(span) * item.units * dim);
         }
         commit_copies();
         wait_copies<0>();
@@ -571,25 +652,34 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
           const int from = unit * split + min(lane, split - 1);
           float2 total = {__shfl_sync(kAllLanes, totals.x, from), __shfl_sync(kAllLanes, totals.y, from)};
           if (lane >= split) total = {-INFINITY, 0};
-          float old_factor, new_factor, inverse;
-          join_totals(item, total, old_factor, new_factor, inverse);
+          factors[lane] = factors_of(total);
+          __syncwarp();
+          unsigned char* of_unit = mine + (has_column ? unit * split * (width * 4) : 0);
           float4 x = {0, 0, 0, 0};
+          float all = 0;
+#pragma unroll 4
           for (int span = 0; span < split; ++span) {
-            const float f = __shfl_sync(kAllLanes, old_factor, span),
-                        g = __shfl_sync(kAllLanes, new_factor, span);
-            const float4 y =
-                *reinterpret_cast<const float4*>(mine + (has_column ? unit * split + span : 0) * (width * 4));
-            x = {fmaf(y.x, g, x.x * f), fmaf(y.y, g, x.y * f), fmaf(y.z, g, x.z * f), fmaf(y.w, g, x.w * f)};
+            const float4 f = factors[span],
+                         y = *reinterpret_cast<const float4*>(of_unit + span * (width * 4));
+            all = fmaf(f.z, f.y, all * f.x);
+            x = {fmaf(y.x, f.y, x.x * f.x), fmaf(y.y, f.y, x.y * f.x), fmaf(y.z, f.y, x.z * f.x),
+                 fmaf(y.w, f.y, x.w * f.x)};
           }
-          if (has_column) finish(item, first_unit + unit * kWarps, column, x, inverse);
+          const float inverse = 1.0f / all;
+          // To the lanes that have the dimensions in the end.
+          auto* sums = reinterpret_cast<float*>(mine - lane * 16) + unit * split * width;
+          __syncwarp();
+          if (has_column) *reinterpret_cast<float4*>(sums + lane * 4) = x;
+          __syncwarp();
+          finish(item, first_unit + unit * workers, first, inverse,
+                 [&](int column) { return sums[column - first]; });
         }
       }
     }
   }
-  /// `total`: M and L of the lane's span. What O is multiplied by before the span, what the span's is; in the
-  /// end 1 / L.
-  __device__ void join_totals(const AttentionItem& item, float2 total, float& old_factor, float& new_factor,
-                              float& inverse) const {
+  /// `total`: M and L of the lane's span. Returns what the sums before the span are multiplied by, what the
+  /// span's are, and L.
+  __device__ float4 factors_of(float2 total) const {
     float max = total.x;
     for (int distance = 1; distance < 32; distance *= 2) {
       const float before = __shfl_up_sync(kAllLanes, max, distance);
@@ -598,14 +688,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     float before = __shfl_up_sync(kAllLanes, max, 1);
     if (lane == 0) before = -INFINITY;
     const float base = max == -INFINITY ? 0.0f : max;
-    old_factor = exp2_approx(before - base);
-    new_factor = exp2_approx(total.x - base);
-    float all = 0;
-    for (int span = 0; span < item.split; ++span) {
-      all = fmaf(__shfl_sync(kAllLanes, total.y, span), __shfl_sync(kAllLanes, new_factor, span),
-                 all * __shfl_sync(kAllLanes, old_factor, span));
-    }
-    inverse = 1.0f / all;
+    return {exp2_approx(before - base), exp2_approx(total.x - base), total.y, 0};
   }
 
   __device__ void run() {
@@ -615,55 +698,59 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     // Blocks that have no item end, but not all: a kernel must not end before the one before it.
     if (first >= count && first != 0) return;
     __syncthreads();
+    // All that does not take the kernel's predecessor is done before it has ended.
     const int begin = first < count ? item_at(0).begin : 0,
               block = first < count ? find(item_at(0), begin) : 0;
     if (first < count) bring_all(item_at(0), begin, block, Part::kStored);
-    Head q_weight, k_weight;
-    if constexpr (kFused) {
-      q_weight.load(a.norm.q_norm, dim / 2);
-      k_weight.load(a.norm.k_norm, dim / 2);
+    HeadTask task;
+    bool staged = false;
+    if (kFused && first < count) {
+      take_chunk(item_at(0), begin);
+      task = first_task(item_at(0));
+      staged = true;
     }
     wait_for_predecessor();
-    if (first < count) bring_all(item_at(0), begin, block, Part::kRest);
+    if (!kFused && first < count) bring_all(item_at(0), begin, block, Part::kRest);
     int slot = 0;
     for (int index = first; index < count; index += gridDim.x, slot ^= 1) {
-      const AttentionItem& item = item_at(slot);
+      const AttentionItem &item = item_at(slot), &next = item_at(slot ^ 1);
       const bool more = index + static_cast<int>(gridDim.x) < count;
       if (more && warp == kWarps - 1) fetch_item(index + gridDim.x, slot ^ 1);
       if constexpr (kFused) {
-        prepare_heads(item, q_weight, k_weight);
+        prepare_heads(item, task, staged);
       } else {
         load_queries(item);
       }
       __syncthreads();
-      if constexpr (kKind == Kind::kWide) {
-        item.units > kNarrowUnits ? attend_wide(item) : attend_narrow(item);
+      // A join takes the memory of the pages.
+      const bool ahead = more && kKind != Kind::kWide && item.split == 0;
+      if (kKind == Kind::kWide && item.units > kNarrowUnits) {
+        if constexpr (kKind == Kind::kWide) attend_wide(item);
       } else {
-        attend_narrow(item);
+        attend_narrow(item, staged, ahead ? &next : nullptr);
       }
-      const AttentionItem& next = item_at(slot ^ 1);
-      if (item.split != 0 && arrive_last(item)) {
-        join(item);
-        fence_async();
-        __syncthreads();
-      }
-      if (more) bring_all(next, next.begin, find(next, next.begin));
+      staged = false;
+      if (item.split != 0 && arrive_last(item)) join(item);
+      if (!more) break;
+      if (!ahead) fence_async();
       __syncthreads();
+      if (!ahead) bring_all(next, next.begin, find(next, next.begin));
+      if constexpr (kFused) task = first_task(next);
     }
   }
 };
 
-/// Blocks of a processor for which registers are kept.
-constexpr int least_blocks(int dim, Kind kind) {
-  return dim == 0 ? 1 : kind == Kind::kWide ? 2 : kMostAttentionBlocks;
+/// Blocks of a processor for which registers are kept, and that are launched.
+constexpr int most_blocks(Kind kind) {
+  return kind == Kind::kWide ? 2 : kMostAttentionBlocks;
 }
 
 template <int kDim, bool kQ8, Kind kKind>
-__global__ void __launch_bounds__(kThreads, least_blocks(kDim, kKind))
-    attend(StepView step, Attention attention) {
+__global__ void __launch_bounds__(32 * warps_of(kKind), kDim == 0 ? 1 : most_blocks(kKind))
+    attend(StepView step, Work work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   start_successor();
-  Block<kDim, kQ8, kKind>(step, attention, shared).run();
+  Block<kDim, kQ8, kKind>(step, work, shared).run();
 }
 
 /// Calls f(kernel, its shared memory in bytes) for a head_dim, a type of pages and a kind.
@@ -711,7 +798,7 @@ int32_t attention_blocks(const Attention& attention, int32_t processors) {
   const Kind kind = kind_of(attention);
   const Layout layout(attention.layout.head_dim, attention.pages.type == KvType::kQ8, kind);
   const auto fit = static_cast<int32_t>(kShared / (layout.bytes + kReserved));
-  return processors * std::min(fit, kind == Kind::kWide ? 2 : kMostAttentionBlocks);
+  return processors * std::min(fit, most_blocks(kind));
 }
 
 void launch_attention(const StepView& step, const Attention& attention, int32_t blocks, cudaStream_t stream) {
@@ -720,9 +807,14 @@ void launch_attention(const StepView& step, const Attention& attention, int32_t 
     throw Error(ErrorCode::kUnsupported,
                 "CUDA: head_dim must be a multiple of 16 up to 256, got " + std::to_string(dim));
   }
-  with_kernel(dim, attention.pages.type == KvType::kQ8, kind_of(attention), [&](auto kernel, uint32_t bytes) {
-    launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, true}, stream, step,
-           attention);
+  const Kind kind = kind_of(attention);
+  const Work work{attention, Divisor(attention.layout.heads / attention.layout.kv_heads),
+                  Divisor(attention.pages.block_size)};
+  with_kernel(dim, attention.pages.type == KvType::kQ8, kind, [&](auto kernel, uint32_t bytes) {
+    launch(
+        kernel,
+        {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(32 * warps_of(kind))), bytes, true},
+        stream, step, work);
   });
 }
 

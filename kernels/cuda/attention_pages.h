@@ -7,14 +7,37 @@
 namespace niwaki::cuda {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int kPiece = 16;  // tokens that lie in one piece, and that a matrix instruction sums
 constexpr int kPieces = kStepTokens / kPiece, kSteps = kChunkTokens / kStepTokens;  // of a step, of a chunk
-static_assert(kSteps == 2 && kPieces == kWarps && kWideUnits == 16 * kWarps && kNarrowUnits == 16);
+static_assert(kSteps == 2 && kPieces == 4 && kNarrowUnits == 16);
 
 /// What a kernel does: items of few units; those with their heads normed and stored on the way; items of many
 /// units, too.
 enum class Kind { kNarrow, kFused, kWide };
+
+/// Warps of a block: one for each piece of a chunk, and where units are many for sixteen of them.
+constexpr int warps_of(Kind kind) {
+  return kind == Kind::kWide ? kWideUnits / 16 : kSteps * kPieces;
+}
+
+/// A divisor that is known at launch alone, for numbers of which it times each is less than 2^32.
+struct Divisor {
+  int32_t divisor;
+  uint32_t inverse;  // times 2^32, rounded up
+
+  Divisor() = default;
+  explicit Divisor(int32_t d)
+      : divisor(d), inverse(static_cast<uint32_t>(((uint64_t{1} << 32) + d - 1) / d)) {}  // 1: not used
+  __device__ int quotient(int x) const {
+    return divisor == 1 ? x : static_cast<int>(__umulhi(static_cast<unsigned>(x), inverse));
+  }
+  __device__ int remainder(int x) const { return x - quotient(x) * divisor; }
+};
+
+/// What a launch takes.
+struct Work : Attention {
+  Divisor group, block;  // heads of a KV head, tokens of a block
+};
 
 /// The shared memory of a block, in bytes from its start. Keys and values of the two steps of a chunk are
 /// staged by bulk copies, as pages have them; those of q8 pages are then widened.
@@ -38,7 +61,7 @@ struct Layout {
     const uint32_t after_weights = weights + kNarrowUnits * kChunkTokens * 2,
                    after_sums = queries + kNarrowUnits * dim * 4;
     maxima = after_weights > after_sums ? after_weights : after_sums;
-    totals = maxima + kSteps * kWarps * kNarrowUnits * 4;
+    totals = maxima + kSteps * kPieces * kNarrowUnits * 4;
     fresh = totals + kNarrowUnits * 8;
     items = fresh + (kind == Kind::kFused ? 2 * kFreshTokens * row : 0);
     barriers = items + 2 * sizeof(AttentionItem);
@@ -50,14 +73,16 @@ struct Layout {
 /// kDim: the head_dim, or 0 for any other.
 template <int kDim, bool kQ8, Kind kKind>
 struct StagedPages {
+  static constexpr int kWarps = warps_of(kKind), kThreads = 32 * kWarps;
+
   const StepView& step;
-  const Attention& a;
+  const Work& a;
   unsigned char* const shared;
   const int dim, lane, warp;
   const Layout at;
   uint32_t phases = 0;  // bit i: the parity that step i of a chunk waits for
 
-  __device__ StagedPages(const StepView& step, const Attention& a, unsigned char* shared)
+  __device__ StagedPages(const StepView& step, const Work& a, unsigned char* shared)
       : step(step),
         a(a),
         shared(shared),
@@ -68,7 +93,6 @@ struct StagedPages {
 
   // Where things are.
 
-  __device__ int group() const { return a.layout.heads / a.layout.kv_heads; }
   __device__ uint64_t* barrier(int i, int which) const {
     return reinterpret_cast<uint64_t*>(shared + at.barriers) + 2 * i + which;
   }
@@ -98,7 +122,7 @@ struct StagedPages {
   __device__ int find(const AttentionItem& item, int begin) const {
     const int token = begin + lane * kPiece;
     return warp == 0 && lane < kSteps * kPieces && token < item.end
-               ? step.tables[item.table + token / a.pages.block_size]
+               ? step.tables[item.table + a.block.quotient(token)]
                : 0;
   }
   enum class Part { kAll, kStored, kRest };
@@ -113,7 +137,7 @@ struct StagedPages {
     if (lane == 0 && part != Part::kRest) arrive_expecting(barrier(i, which), count * (bytes + scales));
     __syncwarp();
     if (piece < 0 || piece >= count) return;
-    const int token = step_begin + piece * kPiece, slot = token % a.pages.block_size;
+    const int token = step_begin + piece * kPiece, slot = a.block.remainder(token);
     const bool stored = kKind == Kind::kFused || token + kPiece <= item.stored;
     if (part != Part::kAll && stored != (part == Part::kStored)) return;
     const unsigned char* page =
@@ -130,13 +154,9 @@ struct StagedPages {
     for (int i = 0; i < 2 * kSteps; ++i) bring(item, begin, block, i / 2, i % 2, part);
   }
 
-  __device__ void wait_for(int i, int which) const {
-    wait(barrier(i, which), phases >> i & 1);
-  }
+  __device__ void wait_for(int i, int which) const { wait(barrier(i, which), phases >> i & 1); }
   /// When keys and values of step i have come.
-  __device__ void next_phase(int i) {
-    phases ^= 1u << i;
-  }
+  __device__ void next_phase(int i) { phases ^= 1u << i; }
 
   /// Zeros for the values of the last piece (kWide: of the step) that no token has, whatever the memory
   /// holds: times a weight of 0 they are 0. Returns whether there were any.
@@ -144,6 +164,7 @@ struct StagedPages {
     const int chunks = dim / 8;
     const int end = kKind == Kind::kWide ? kStepTokens : (tokens + kPiece - 1) / kPiece * kPiece;
     if (tokens == end) return false;
+#pragma unroll 1
     for (int j = threadIdx.x; j < (end - tokens) * chunks; j += kThreads)
       *reinterpret_cast<uint4*>(place(halves(i, 1), tokens + j / chunks, j % chunks)) = {0, 0, 0, 0};
     fence_async();  // the next bulk copy to this place comes after
