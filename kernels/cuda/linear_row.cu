@@ -23,11 +23,17 @@ constexpr int kWordBytes = 1024, kPairBytes = kWordBytes + 128;  // of a pair's 
 constexpr size_t kRingBytes = 92 << 10, kBatchBytes = 32 << 10;  // that rings, and sums of a batch, may take
 constexpr int kGroupPairs = 8;                                   // that give a group of SwiGLU's results
 
+/// Where things are in shared memory, in bytes; the rings of the warps are first.
+struct RowLayout {
+  int32_t barriers, sums, scales, slice_sums, squares, planes, values, bytes;
+};
+
 /// Of a launch.
 struct RowWork : SignWork {
   // What is not quantized yet.
   const float* x;
   NormWeights norm;
+  float inverse_width;
   int32_t width, norm_op, op;  // operations as report_bad names them
   // What SwiGLU's results are quantized to.
   Quantized next;
@@ -39,31 +45,28 @@ struct RowWork : SignWork {
   int32_t batch;       // of pairs
   int32_t ring;        // units of pairs that a warp has room for
   bool several;        // batches, and room for the sums of two
+  RowLayout at;
 };
 
-/// Where things are in shared memory, in bytes.
-struct RowLayout {
-  uint32_t barriers, sums, scales, slice_sums, squares, planes, values, bytes;
-
-  __host__ __device__ RowLayout(const RowWork& work, int bits, bool floats, bool quantizes) {
-    uint32_t end = static_cast<uint32_t>(kWarps * work.ring) * kPairBytes;
-    const auto take = [&end](uint32_t size) {
-      const uint32_t at = end;
-      end += (size + 15) / 16 * 16;
-      return at;
-    };
-    const auto groups = static_cast<uint32_t>(bits == 1 ? 2 * work.weights.units : work.weights.units);
-    barriers = take(static_cast<uint32_t>(kWarps * work.ring) * 8);
-    sums =
-        take(static_cast<uint32_t>((work.several ? 2 : 1) * work.batch * 2 * 2 * work.weights.units) * 128);
-    scales = take(groups * 4);
-    slice_sums = take(groups * 8);  // [group][2]
-    squares = take(floats ? groups * 4 : 0);
-    planes = take(floats ? groups * (bits == 1 ? kBits1Words : 2 * kBits2Words) * 4 : 0);
-    values = take(quantizes ? kGroup * 4 : 0);
-    bytes = end;
-  }
-};
+RowLayout lay_out(const RowWork& work, int bits, bool floats, bool quantizes) {
+  int32_t end = kWarps * work.ring * kPairBytes;
+  const auto take = [&end](int32_t size) {
+    const int32_t at = end;
+    end += (size + 15) / 16 * 16;
+    return at;
+  };
+  const int32_t groups = bits == 1 ? 2 * work.weights.units : work.weights.units;
+  RowLayout at;
+  at.barriers = take(kWarps * work.ring * 8);
+  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * 2 * work.weights.units * 128);
+  at.scales = take(groups * 4);
+  at.slice_sums = take(groups * 8);  // [group][2]
+  at.squares = take(floats ? groups * 4 : 0);
+  at.planes = take(floats ? groups * (bits == 1 ? kBits1Words : 2 * kBits2Words) * 4 : 0);
+  at.values = take(quantizes ? kGroup * 4 : 0);
+  at.bytes = end;
+  return at;
+}
 
 /// Planes of a slice as a lane has them: word lane % 4 of planes lane / 4, 8 + lane / 4 % 2, and 10.
 template <int Bits>
@@ -93,9 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int quad = lane / 4, part = lane % 4;
   const int slices = 2 * w.units;
-  const RowLayout at(work, Bits, kFloats, kQuantizes);
-  auto* scales = reinterpret_cast<float*>(shared + at.scales);
-  auto* slice_sums = reinterpret_cast<int32_t*>(shared + at.slice_sums);
+  const RowLayout& at = work.at;
   start_successor();
 
   const int block = static_cast<int>(blockIdx.x);
@@ -115,20 +116,16 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   }
   __syncwarp();
   int ahead_first = begin, ahead_unit = first_unit, ahead_pair = begin + first_pair;
-  const auto fetch = [&](int place) {  // by the first lane
-    const auto settle = [&] {          // to the next that there is
-      while (ahead_pair >= min(ahead_first + work.batch, end)) {
-        ahead_unit += kWarps;
-        if (ahead_unit >= w.units) {
-          ahead_unit = first_unit;
-          ahead_first += work.batch;
-          if (ahead_first >= end) return false;
-        }
-        ahead_pair = ahead_first + first_pair;
+  const auto fetch = [&](int place) {                           // by the first lane
+    while (ahead_pair >= min(ahead_first + work.batch, end)) {  // to the next that there is
+      if (ahead_first >= end) return;
+      ahead_unit += kWarps;
+      if (ahead_unit >= w.units) {
+        ahead_unit = first_unit;
+        ahead_first += work.batch;
       }
-      return true;
-    };
-    if (ahead_first >= end || !settle()) return;
+      ahead_pair = ahead_first + first_pair;
+    }
     const size_t unit = w.unit_index(2 * ahead_pair, ahead_unit);
     unsigned char* to = ring + place * kPairBytes;
     arrive_expecting(barriers + place, kPairBytes);
@@ -140,29 +137,28 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 #pragma unroll 1
     for (int i = 0; i < work.ring; ++i) fetch(i);
   }
-  __syncwarp();
 
-  // The row.
-  [[maybe_unused]] float* const squares = reinterpret_cast<float*>(shared + at.squares);
-  [[maybe_unused]] auto* const planes = reinterpret_cast<uint32_t*>(shared + at.planes);
-  SlicePlanes<Bits> next[2];
-  const auto load_planes = [&](int unit) {
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const int slice = 2 * unit + s;
-      if constexpr (kFloats) {
-        next[s].template load<true>(planes + slice * kWords, lane);
-      } else {
-        next[s] = {};
-        if (slice < work.slices) {
-          next[s].template load<false>(
-              reinterpret_cast<const uint32_t*>(work.in.data) +
-                  static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * kWords,
-              lane);
-        }
-      }
-    }
-  };
+  // All that does not depend on the row is computed before the wait for it.
+  auto* scales = reinterpret_cast<float*>(shared + at.scales);
+  auto* slice_sums = reinterpret_cast<int32_t*>(shared + at.slice_sums);
+  // 2^plane of counts 4 part .. 4 part + 3 for the column that is the lane's quad.
+  const uint32_t powers = 0x0201u << 2 * part;
+  uint32_t weigh[2] = {quad == 0   ? powers
+                       : quad == 2 ? powers << 16
+                                   : 0,
+                       quad == 4   ? powers
+                       : quad == 6 ? powers << 16
+                                   : 0};
+  // Where a lane finds the weights' scales in a place of the ring, and where its sums go: rows `quad` and
+  // `quad` + 8 of a slice, turned so that lanes store to different banks.
+  int scale_at = kWordBytes + ((part >> 1) * 16 + quad * 2 + (part & 1)) * 4;
+  const int turn = 4 * (part & 1) + 8 * (part >> 1);
+  int low_at = (quad + turn) & 15, high_at = (quad + 8 + turn) & 15;
+  low_at *= 8;
+  high_at *= 8;
+  const int tile_bytes = slices * 128;  // of sums
+  int pair_bytes = apart * 2 * tile_bytes;
+  int lane_at = at.sums + (2 * first_pair + (part >> 1)) * tile_bytes + (part & 1) * 128;
   // Where the row of weights goes of which a thread adds up the slices, in a batch from `first` on.
   const int row = thread % 16, tile = thread / 16;
   const auto column_of = [&](int first) {
@@ -172,93 +168,128 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   const auto before_at = [&](int column) {
     return E == Epilogue::kAdd && column >= 0 ? __ldcg(work.out.data + column) : 0.0f;
   };
+  int column = column_of(begin);
+  float* out = work.out.data;
+  const int row_at = at.sums + tile * tile_bytes;
+  int even_at = row_at + ((row + 8 * (tile & 1)) & 15) * 8,
+      odd_at = row_at + 128 + ((row + 4 + 8 * (tile & 1)) & 15) * 8;
+  for (int* each : {&scale_at, &low_at, &high_at, &pair_bytes, &lane_at, &column, &even_at, &odd_at})
+    compute_now(*each);
+  compute_now(weigh[0]);
+  compute_now(weigh[1]);
+  compute_now(out);
+
+  // The row.
+  [[maybe_unused]] float* const squares = reinterpret_cast<float*>(shared + at.squares);
+  const uint32_t* planes = kFloats ? reinterpret_cast<const uint32_t*>(shared + at.planes)
+                                   : reinterpret_cast<const uint32_t*>(work.in.data);
+  const int plane_rows = kFloats ? 1 : work.in.rows;
+  SlicePlanes<Bits> next[2];
+  const auto load_planes = [&](int unit) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const int slice = 2 * unit + s;
+      const uint32_t* words = planes + static_cast<size_t>(slice) * static_cast<size_t>(plane_rows) * kWords;
+      if (kFloats || slice < work.slices)
+        next[s].template load<kFloats>(words, lane);
+      else
+        next[s] = {};
+    }
+  };
   float before, factor = 1;
   if constexpr (kFloats) {
     const Quantized own{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1, shared + at.planes,
                         scales, slice_sums};
-    const int octet = thread / 8;
-    float value[16], weights[16];
-    read_octet(work.norm.weights, octet, work.width, weights, 1);
+    const int half = thread / 16;
+    float value[8], weights[8];
+    read_group(work.norm.weights, half, work.width, weights, 1);
+#pragma unroll
+    for (float& weight : weights) compute_now(weight);
+    prefetch(work.x);
     wait_for_predecessor();
-    before = before_at(column_of(begin));
+    read_group(work.x, half, work.width, value);
+    before = before_at(column);
     const int padded = Bits == 1 ? slices : w.units;  // what lies beyond the last group is nothing's
-    for (int group = octet; group / 4 * 4 < padded; group += kThreads / 8) {
-      read_octet(work.x, group, work.width, value);
-      if (group != octet) read_octet(work.norm.weights, group, work.width, weights, 1);
+    for (int group = half; group / 2 * 2 < padded; group += kThreads / 16) {
+      if (group != half) {
+        read_group(work.x, group, work.width, value);
+        read_group(work.norm.weights, group, work.width, weights, 1);
+      }
       if (work.norm.weights != nullptr) {
         const float sum = group_squares(value);
-        if (lane % 8 == 0 && group < padded) squares[group] = sum;
+        if (lane % 16 == 0 && group < padded) squares[group] = sum;
       }
 #pragma unroll
-      for (int e = 0; e < 16; ++e) value[e] *= weights[e];
-      const bool finite = quantize_octet(own, 0, group, group < padded, value);
-      if (!finite && lane % 8 == 0 && blockIdx.x == 0) report_bad(step, work.op, 0);
+      for (int e = 0; e < 8; ++e) value[e] *= weights[e];
+      const bool finite = quantize_half_warp(own, 0, group, group < padded, value);
+      if (!finite && lane % 16 == 0 && block == 0) report_bad(step, work.op, 0);
     }
     __syncthreads();
-    if (works) load_planes(first_unit);
     if (work.norm.weights != nullptr) {
       float sum;
-      factor = norm_factor(squares, work.groups, work.width, work.norm.eps, sum);
-      if (thread == 0 && blockIdx.x == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
+      factor = norm_factor(squares, work.groups, work.inverse_width, work.norm.eps, sum);
+      if (thread == 0 && block == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
     }
   } else {
-    wait_for_predecessor();
-    before = before_at(column_of(begin));
-    if (works) load_planes(first_unit);
     // Scales and sums are asked for once by each block: all blocks want the same few lines.
-    const auto rows = static_cast<size_t>(work.in.rows);
     const int groups = Bits == 1 ? slices : w.units;
-    for (int i = thread; i < 3 * groups; i += kThreads) {
+    const auto staged = [&](int i, auto&& f) {
       const bool is_scale = i < groups;
       const int of = is_scale ? i : i - groups;
-      const bool there = (is_scale ? of : of / 2) < work.groups;
-      if (is_scale)
-        scales[of] = there ? __ldcg(work.in.scales + static_cast<size_t>(of) * rows) : 0;
-      else
-        slice_sums[of] = there ? __ldcg(work.in.sums + static_cast<size_t>(of) * rows) : 0;
-    }
+      const size_t from = static_cast<size_t>(of) * static_cast<size_t>(work.in.rows);
+      f(is_scale ? reinterpret_cast<uint32_t*>(scales) + of : reinterpret_cast<uint32_t*>(slice_sums) + of,
+        (is_scale ? of : of / 2) >= work.groups ? nullptr
+        : is_scale                              ? reinterpret_cast<const uint32_t*>(work.in.scales) + from
+                                                : reinterpret_cast<const uint32_t*>(work.in.sums) + from);
+    };
+    uint32_t* to = nullptr;
+    const uint32_t* from = nullptr;
+    staged(thread, [&](uint32_t* t, const uint32_t* f) { to = t, from = f; });
+    compute_now(to);
+    compute_now(from);
+    compute_now(planes);
+    prefetch(planes);
+    prefetch(work.in.scales);
+    wait_for_predecessor();
+    const uint32_t value = from != nullptr ? __ldcg(from) : 0;
+    if (works) load_planes(first_unit);
+    before = before_at(column);
+    if (thread < 3 * groups) *to = value;
+    for (int i = thread + kThreads; i < 3 * groups; i += kThreads)
+      staged(i, [&](uint32_t* t, const uint32_t* f) { *t = f != nullptr ? __ldcg(f) : 0; });
     __syncthreads();
   }
 
-  // 2^plane of counts 4 part .. 4 part + 3 for the column that is the lane's quad.
-  const uint32_t powers = 0x0201u << 2 * part;
-  const uint32_t weigh[2] = {quad == 0   ? powers
-                             : quad == 2 ? powers << 16
-                                         : 0,
-                             quad == 4   ? powers
-                             : quad == 6 ? powers << 16
-                                         : 0};
-  const int turn = 4 * (part & 1) + 8 * (part >> 1);  // so that lanes store to different banks
-  int place = 0, which = 0;                           // which: of two batches
+  int place = 0, which = 0;  // which: of two batches
   uint32_t parity = 0;
   for (int first = begin; first < end; first += work.batch, which ^= work.several) {
     const int pairs = min(work.batch, end - first);
-    auto* const batch_sums = reinterpret_cast<float2*>(shared + at.sums) +
-                             static_cast<size_t>(which * work.batch) * static_cast<size_t>(2 * slices * 16);
+    const int batch_at = which * work.batch * 2 * tile_bytes;
 #pragma unroll 1
     for (int unit = first_unit; works && unit < w.units; unit += kWarps) {
       SlicePlanes<Bits> now[2];
+      if constexpr (kFloats) load_planes(unit);
 #pragma unroll
       for (int s = 0; s < 2; ++s) now[s] = next[s];
-      if (unit + kWarps < w.units) {
-        load_planes(unit + kWarps);
-      } else if (first + work.batch < end && w.units > kWarps) {
-        load_planes(first_unit);
+      if (!kFloats && w.units > kWarps) {
+        if (unit + kWarps < w.units)
+          load_planes(unit + kWarps);
+        else if (first + work.batch < end)
+          load_planes(first_unit);
       }
       const int slice = 2 * unit + (part & 1);
       const int base = Bits == 1 ? slice_sums[2 * slice] + slice_sums[2 * slice + 1] : slice_sums[slice];
       const float row_scale = __fmul_rn(scales[Bits == 1 ? slice : unit], factor);
-      float2* to = batch_sums + (2 * first_pair + (part >> 1)) * slices * 16 + slice * 16;
+      int to = lane_at + batch_at + unit * 256;
 #pragma unroll 1
-      for (int pair = first_pair; pair < pairs; pair += apart, to += apart * 2 * slices * 16) {
+      for (int left = pairs - first_pair; left > 0; left -= apart, to += pair_bytes) {
         const unsigned char* from = ring + place * kPairBytes;
         wait(barriers + place, parity);
         const uint4 words[2] = {reinterpret_cast<const uint4*>(from)[lane],
                                 reinterpret_cast<const uint4*>(from)[32 + lane]};
-        const uint32_t scale =
-            reinterpret_cast<const uint32_t*>(from + kWordBytes)[(part >> 1) * 16 + quad * 2 + (part & 1)];
+        const uint32_t scale = *reinterpret_cast<const uint32_t*>(from + scale_at);
         __syncwarp();
-        if (lane == 0) fetch(place);
+        if (lane == 0 && ahead_first < end) fetch(place);
         if (++place == work.ring) {
           place = 0;
           parity ^= 1;
@@ -284,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           const int even = high[2 * i], odd = high[2 * i + 1];
           const int product = Bits == 1 ? 2 * sum[2 * i] + 512 * even - 1024 * odd
                                         : sum[2 * i] + 256 * even + 512 * odd - 1024 * top[2 * i];
-          to[(quad + 8 * i + turn) & 15] = make_float2(
+          *reinterpret_cast<float2*>(shared + to + (i == 0 ? low_at : high_at)) = make_float2(
               static_cast<float>(product - base), __fmul_rn(half_bits_to_float(scale >> 16 * i), row_scale));
         }
       }
@@ -293,40 +324,45 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 
     // A thread has a row of weights: slices ascending. The next batch may write other sums meanwhile.
     if (warp < pairs) {
-      const int column = column_of(first);
-      float* to = work.out.data + column;
-      const float2* from = batch_sums + tile * slices * 16;
+      const auto* even = reinterpret_cast<const float2*>(shared + even_at + batch_at);
+      const auto* odd = reinterpret_cast<const float2*>(shared + odd_at + batch_at);
       float y = 0;
-#pragma unroll 16
-      for (int s = 0; s < work.slices; ++s) {
-        const float2 product = from[s * 16 + ((row + 4 * (s & 1) + 8 * (tile & 1)) & 15)];
-        y = __fmaf_rn(product.x, product.y, y);
+#pragma unroll 8
+      for (int s = 0; s + 1 < work.slices; s += 2, even += 32, odd += 32) {
+        const float2 first_product = *even, second_product = *odd;
+        y = __fmaf_rn(first_product.x, first_product.y, y);
+        y = __fmaf_rn(second_product.x, second_product.y, y);
       }
+      if (work.slices % 2 != 0) y = __fmaf_rn(even->x, even->y, y);
+      float* to = out + column;
       if constexpr (E == Epilogue::kSwiglu) {
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
         const float up = __shfl_xor_sync(kAllLanes, y, 8);
         if (row < 8 && column >= 0) {
           const float value = silu(y) * up;
-          if (!kQuantizes || work.out.data != nullptr) *to = value;
+          if (!kQuantizes || out != nullptr) *to = value;
           if constexpr (kQuantizes) reinterpret_cast<float*>(shared + at.values)[8 * tile + row] = value;
         }
       } else if (column >= 0) {
         *to = E == Epilogue::kAdd ? before + y : y;
       }
     }
-    if (first + work.batch < end) before = before_at(column_of(first + work.batch));
     if constexpr (kQuantizes) {
       __syncthreads();
       if (warp == 0) {
-        float value[16];
+        float value[8];
+        const auto* values = reinterpret_cast<const float*>(shared + at.values);
 #pragma unroll
-        for (int e = 0; e < 16; ++e)
-          value[e] = reinterpret_cast<const float*>(shared + at.values)[octet_column(lane, e)];
-        const bool finite = quantize_octet(work.next, 0, first / kGroupPairs, lane < 8, value);
+        for (int e = 0; e < 8; ++e) value[e] = values[half_warp_column(lane, e)];
+        const bool finite = quantize_half_warp(work.next, 0, first / kGroupPairs, lane < 16, value);
         if (!finite && lane == 0) report_bad(step, work.next_op, 0);
       }
     } else if (!work.several && first + work.batch < end) {
       __syncthreads();
+    }
+    if (first + work.batch < end) {
+      column = column_of(first + work.batch);
+      before = before_at(column);
     }
   }
 }
@@ -350,15 +386,16 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   const int together = std::min(work.weights.units, kWarps), apart = kWarps / together;
   const int turns = (work.weights.units + kWarps - 1) / kWarps * ((most + apart - 1) / apart);
   work.ring = std::min(turns, static_cast<int>(kRingBytes / (kWarps * kPairBytes)));
-  const auto shared_bytes = [&] { return size_t{RowLayout(work, Bits, kFloats, kQuantizes).bytes}; };
-  while (work.ring > 1 && shared_bytes() > kMostShared) --work.ring;
-  const size_t shared = shared_bytes();
+  const auto lay = [&] { work.at = lay_out(work, Bits, kFloats, kQuantizes); };
+  for (lay(); work.ring > 1 && static_cast<size_t>(work.at.bytes) > kMostShared; lay()) --work.ring;
   static const bool allowed = [&] {
     allow_shared(kernel, kMostShared);
     return true;
   }();
   static_cast<void>(allowed);
-  launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true}, stream, step, work);
+  launch(kernel,
+         {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(work.at.bytes), true},
+         stream, step, work);
 }
 
 }  // namespace
@@ -370,6 +407,7 @@ void multiply_row(const StepView& step, const RowProduct& product, int multiproc
   work.x = product.x;
   work.norm = product.norm;
   work.width = static_cast<int32_t>(run.columns);
+  work.inverse_width = 1.0f / static_cast<float>(run.columns);
   work.norm_op = product.norm_op;
   work.op = product.op;
   work.next = product.next;
