@@ -1,8 +1,9 @@
 // Times products of the 8B shape on a GPU, as kernels of one graph that start early, over so many matrices
 // that no cache holds them, with their share of what memory and the matrix units allow, and tiles of every
-// shape: cuda_linear_bench.
+// shape: cuda_linear_bench [rows of the step].
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 #include "cuda/bounds.h"
@@ -60,7 +61,8 @@ double seconds_of(cudaStream_t stream, int launches, F&& f) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const int only = argc > 1 ? std::atoi(argv[1]) : 0;
   const GpuBounds bounds = measure_bounds();
   int multiprocessors;
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0), "device");
@@ -104,7 +106,7 @@ int main() {
                       nullptr});
     }
     for (const int rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
-      if (rows > 64 && c.rows > 100000) continue;
+      if ((rows > 64 && c.rows > 100000) || (only > 0 && rows != only)) continue;
       const QuantizedLayout layout = quantized_layout(1, rows);
       const QuantizedBytes size(layout, rows, c.columns);
       const DeviceMemory quantized(size.data + size.scales + size.sums, "rows"),
@@ -136,7 +138,21 @@ int main() {
           product.run = &runs[static_cast<size_t>(i % copies)];
           multiply_sign(product, multiprocessors, stream);
         };
-        report("planes", seconds_of(stream, launches, multiply));
+        report(rows == 1 ? "quantized row" : "planes", seconds_of(stream, launches, multiply));
+        if (rows > 1) continue;
+        RowProduct row{nullptr, floats.data, prepare.norm, 0, 0, {}, out, c.epilogue, {}, 0};
+        const auto multiply_floats = [&](int i) {
+          row.run = &runs[static_cast<size_t>(i % copies)];
+          multiply_row(step, row, multiprocessors, stream);
+        };
+        report("row of floats", seconds_of(stream, launches, multiply_floats));
+        if (c.epilogue != Epilogue::kSwiglu) continue;
+        const QuantizedBytes next(layout, 1, c.rows / 2);
+        const DeviceMemory results(next.data + next.scales + next.sums, "rows");
+        row.out.data = nullptr;
+        row.next = {layout, 1, results.at<uint8_t>(), results.at<float>(next.data),
+                    results.at<int32_t>(next.data + next.scales)};
+        report("to quantized", seconds_of(stream, launches, multiply_floats));
         continue;
       }
       for (int tile = 0; tile < kTileShapes; ++tile) {

@@ -60,6 +60,14 @@ SignWork work_of(const SignProduct& product) {
 }
 
 void multiply_sign(const SignProduct& product, int multiprocessors, cudaStream_t stream) {
+  if (product.rows == 1) {
+    RowProduct row{};
+    row.run = product.run;
+    row.in = product.in;
+    row.out = product.out;
+    row.epilogue = product.epilogue;
+    return multiply_row({}, row, multiprocessors, stream);
+  }
   if (product.rows <= kPlaneRows) return multiply_planes(product, multiprocessors, stream);
   multiply_tiles(product, tile_of(product.run->rows, product.rows, multiprocessors), stream);
 }

@@ -1,5 +1,6 @@
 #pragma once
 #include "cuda/matrix.h"
+#include "cuda/norm.h"
 #include "cuda/quantize.h"
 #include "cuda/step_view.h"
 
@@ -39,6 +40,24 @@ struct SignProduct {
   Epilogue epilogue;
 };
 void multiply_sign(const SignProduct& product, int multiprocessors, cudaStream_t stream);
+
+/// The same for one row, which may be a row of up to kMostRowFloats floats that is normed and quantized on
+/// the way, with the bits that prepare_rows gives.
+constexpr int64_t kMostRowFloats = 16384;
+struct RowProduct {
+  const MatrixRun* run;
+  const float* x;       // null: the row is `in`
+  NormWeights norm;     // of x; weights null: none
+  int32_t norm_op, op;  // named where squares of x, or x, are not finite
+  Quantized in;
+  FloatRows out;  // data null, with `next`: not wanted
+  Epilogue epilogue;
+  /// With kSwiglu and data that is not null: the results, whole groups of a run of whole groups, as the
+  /// operation `next_op` takes them.
+  Quantized next;
+  int32_t next_op;
+};
+void multiply_row(const StepView& step, const RowProduct& product, int multiprocessors, cudaStream_t stream);
 
 /// The same for a run of a float type and rows of floats; kStore and kAdd only. A row's sum is over lanes of
 /// a warp, columns ascending, then a tree.

@@ -1,5 +1,5 @@
-// Few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction of
-// one-bit operands.
+// A few rows of the step: bits of weights times bit planes of activations, counted by the matrix instruction
+// of one-bit operands.
 //
 // A block has a stretch of tiles, and goes through them in batches. Each of its warps takes every sixteenth
 // unit of a tile, through a ring of its own in shared memory, some units ahead. The sum of a slice and its
@@ -22,9 +22,9 @@ struct PlanesWork : SignWork {
   bool several;   // batches, and room for the sums of two
 };
 
-/// Rows of the step by fours, of which one row alone takes a part.
+/// Rows of the step by fours.
 template <int Rows>
-constexpr int kFours = (Rows + 3) / 4;
+constexpr int kFours = Rows / 4;
 
 /// Units on the way to a warp, one of them at hand; each with its scales behind its words.
 constexpr int kRing = 8;
@@ -35,13 +35,12 @@ constexpr size_t kRingBytes = static_cast<size_t>(kWarps) * kRing * kUnitBytes;
 template <int Rows>
 constexpr int kSliceFloats = 32 * Rows;
 
-/// The planes of a slice that a lane needs: of one row of the step (Rows == 1), which the
-/// lanes of a quad share, or of four, of which each lane of a quad has one.
+/// The planes of a slice that a lane needs: of four rows of the step each lane of a quad has one.
 template <int Bits, int Rows>
 struct Planes {
   static constexpr int kPlanes = Bits == 1 ? kBits1Planes : kBits2Planes;
   static constexpr int kWords = Bits == 1 ? kBits1Words : kBits2Words;
-  static constexpr int kProducts = Rows == 1 ? 2 : (kPlanes + 1) / 2;
+  static constexpr int kProducts = (kPlanes + 1) / 2;
   uint32_t words[kFours<Rows>][kProducts];
 
   __device__ void load(const Quantized& in, int slice, int slices, int rows, int lane) {
@@ -51,46 +50,28 @@ struct Planes {
     const bool there = slice < slices;  // the weights of the last slice may be nothing's
 #pragma unroll
     for (int f = 0; f < kFours<Rows>; ++f) {
-      if constexpr (Rows == 1) {
-        words[0][0] = there ? __ldcg(data + lane) : 0;
-        words[0][1] = there && lane < 4 * (kPlanes - 8) ? __ldcg(data + 32 + lane) : 0;
-      } else {
-        // Column lane / 4 of a product is plane 2 m + (column & 1) of row column / 2.
+      // Column lane / 4 of a product is plane 2 m + (column & 1) of row column / 2.
 #pragma unroll
-        for (int m = 0; m < kProducts; ++m) {
-          const int row = 4 * f + lane / 8, plane = 2 * m + (lane >> 2 & 1);
-          words[f][m] = there && row < rows && plane < kPlanes
-                            ? __ldcg(data + row * kWords + 4 * plane + (lane & 3))
-                            : 0;
-        }
+      for (int m = 0; m < kProducts; ++m) {
+        const int row = 4 * f + lane / 8, plane = 2 * m + (lane >> 2 & 1);
+        words[f][m] =
+            there && row < rows && plane < kPlanes ? __ldcg(data + row * kWords + 4 * plane + (lane & 3)) : 0;
       }
     }
   }
 
-  /// The sums of weight rows lane / 4 and lane / 4 + 8 for the lane's row; with Rows == 1 the lane's part of
-  /// them, which is to be multiplied by 4^(lane & 3).
-  __device__ void multiply(uint32_t first, uint32_t second, int f, int lane, int (&sum)[2]) const {
+  /// The sums of weight rows lane / 4 and lane / 4 + 8 for the lane's row.
+  __device__ void multiply(uint32_t first, uint32_t second, int f, int (&sum)[2]) const {
     const uint32_t a[2] = {first, second};
-    if constexpr (Rows == 1) {
-      int c[4], e[4];
-      mma_bits(c, a, words[0][0]);
-      mma_bits(e, a, words[0][1]);
-      // Planes from 8 on are with the first lane, and plane 10, the sign of weights of two bits, with the
-      // second.
-      const int even = Bits == 2 && (lane & 3) != 0 ? -256 : 256, odd = Bits == 1 ? -512 : 512;
+    sum[0] = sum[1] = 0;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) sum[i] = c[2 * i] + 2 * c[2 * i + 1] + e[2 * i] * even + e[2 * i + 1] * odd;
-    } else {
-      sum[0] = sum[1] = 0;
+    for (int m = 0; m < kProducts; ++m) {
+      int c[4];
+      mma_bits(c, a, words[f][m]);
+      const bool last = m == kProducts - 1;
+      const int even = (last && Bits == 2 ? -1 : 1) * (1 << 2 * m), odd = (last ? -2 : 2) * (1 << 2 * m);
 #pragma unroll
-      for (int m = 0; m < kProducts; ++m) {
-        int c[4];
-        mma_bits(c, a, words[f][m]);
-        const bool last = m == kProducts - 1;
-        const int even = (last && Bits == 2 ? -1 : 1) * (1 << 2 * m), odd = (last ? -2 : 2) * (1 << 2 * m);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) sum[i] += c[2 * i] * even + c[2 * i + 1] * odd;
-      }
+      for (int i = 0; i < 2; ++i) sum[i] += c[2 * i] * even + c[2 * i + 1] * odd;
     }
   }
 };
@@ -125,7 +106,7 @@ struct UnitCursor {
 };
 
 template <int Bits, int Rows, Epilogue E>
-__global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_kernel(PlanesWork work) {
+__global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   using P = Planes<Bits, Rows>;
   const SignWeights& w = work.weights;
@@ -137,9 +118,7 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
   };
   const int begin = stretch(static_cast<int>(blockIdx.x)), end = stretch(static_cast<int>(blockIdx.x) + 1);
   unsigned char* ring = shared + warp * kRing * kUnitBytes;
-  auto* parts = reinterpret_cast<int32_t*>(shared + kRingBytes) +
-                warp * 128;  // [slice][16][4], where the lanes of a quad meet
-  auto* sums = reinterpret_cast<float*>(shared + kRingBytes) + (Rows == 1 ? kWarps * 128 : 0);
+  auto* sums = reinterpret_cast<float*>(shared + kRingBytes);
   const int tile_floats = slices * kSliceFloats<Rows>;
   auto* slice_scales = sums + static_cast<size_t>(work.several ? 2 : 1) * static_cast<size_t>(work.batch) *
                                   static_cast<size_t>(tile_floats);  // [slice][step row]
@@ -213,44 +192,24 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
         const unsigned char* slot = ring + out++ % kRing * kUnitBytes;
         const uint4 words = reinterpret_cast<const uint4*>(slot)[lane];
         const unsigned char* scales = slot + 512;
-        if constexpr (Rows == 1) {
-          const uint32_t scale =
-              reinterpret_cast<const unsigned short*>(scales)[lane % 8 * 4 + lane / 16 * 2 + lane / 8 % 2];
+        const uint2 pairs = reinterpret_cast<const uint2*>(scales)[lane / 4];
+        __syncwarp();
+        fetch();
 #pragma unroll
-          for (int s = 0; s < 2; ++s) {
+        for (int s = 0; s < 2; ++s) {
+          const uint32_t pair = s == 0 ? pairs.x : pairs.y;
+#pragma unroll
+          for (int f = 0; f < kFours<Rows>; ++f) {
             int sum[2];
-            planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, 0, lane, sum);
-            parts[64 * s + lane] = sum[0];
-            parts[64 * s + lane + 32] = sum[1];
-          }
-          __syncwarp();
-          fetch();
-          const int4 part = reinterpret_cast<const int4*>(parts)[lane];
-          const int count = part.x + 4 * part.y + 16 * part.z + 64 * part.w;
-          const int slice = 2 * unit + lane / 16;
-          to[lane] = make_float2(static_cast<float>((Bits == 1 ? 2 * count : count) - slice_sums[slice]),
-                                 __fmul_rn(half_bits_to_float(scale), slice_scales[slice]));
-        } else {
-          const uint2 pairs = reinterpret_cast<const uint2*>(scales)[lane / 4];
-          __syncwarp();
-          fetch();
+            planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, f, sum);
+            float2* row = to + (s * Rows + 4 * f + (lane & 3)) * 16 + lane / 4;
+            const int at = (2 * unit + s) * Rows + 4 * f + (lane & 3);
+            const float activation_scale = slice_scales[at];
+            const int activation_sum = slice_sums[at];
 #pragma unroll
-          for (int s = 0; s < 2; ++s) {
-            const uint32_t pair = s == 0 ? pairs.x : pairs.y;
-#pragma unroll
-            for (int f = 0; f < kFours<Rows>; ++f) {
-              int sum[2];
-              planes[s].multiply(s == 0 ? words.x : words.z, s == 0 ? words.y : words.w, f, lane, sum);
-              float2* row = to + (s * Rows + 4 * f + (lane & 3)) * 16 + lane / 4;
-              const int at = (2 * unit + s) * Rows + 4 * f + (lane & 3);
-              const float activation_scale = slice_scales[at];
-              const int activation_sum = slice_sums[at];
-#pragma unroll
-              for (int i = 0; i < 2; ++i) {
-                row[8 * i] =
-                    make_float2(static_cast<float>((Bits == 1 ? 2 * sum[i] : sum[i]) - activation_sum),
-                                __fmul_rn(half_bits_to_float(pair >> 16 * i), activation_scale));
-              }
+            for (int i = 0; i < 2; ++i) {
+              row[8 * i] = make_float2(static_cast<float>((Bits == 1 ? 2 * sum[i] : sum[i]) - activation_sum),
+                                       __fmul_rn(half_bits_to_float(pair >> 16 * i), activation_scale));
             }
           }
         }
@@ -260,9 +219,8 @@ __global__ void __launch_bounds__(kThreads, Rows == 1 ? 2 : 1) multiply_planes_k
 
     // A thread has a row of weights and one of the step: slices ascending. The next batch may write other
     // sums meanwhile.
-    for (int item = thread; item < tiles * 16 * (Rows == 1 ? 1 : work.rows); item += kThreads) {
-      const int row = item % 16, tile = Rows == 1 ? item / 16 : item / 16 % tiles;
-      const int step_row = Rows == 1 ? 0 : item / 16 / tiles;
+    for (int item = thread; item < tiles * 16 * work.rows; item += kThreads) {
+      const int row = item % 16, tile = item / 16 % tiles, step_row = item / 16 / tiles;
       const int column =
           row < 8 ? work.low_column(first + tile, row) : work.high_column(first + tile, row - 8);
       float* to = work.out.data + step_row * work.out.stride + column;
@@ -296,9 +254,8 @@ constexpr size_t kMostShared = 227 << 10;  // of a block
 /// Shared memory of a block.
 template <int Rows>
 size_t shared_bytes(int units, int batches) {
-  return kRingBytes + (Rows == 1 ? static_cast<size_t>(kWarps) * 512 : 0) +
-         static_cast<size_t>(2 * units) *
-             (static_cast<size_t>(batches) * kSliceFloats<Rows> * sizeof(float) + Rows * 8);
+  return kRingBytes + static_cast<size_t>(2 * units) *
+                          (static_cast<size_t>(batches) * kSliceFloats<Rows> * sizeof(float) + Rows * 8);
 }
 
 template <int Bits, int Rows, Epilogue E>
@@ -347,7 +304,11 @@ void multiply_planes(const SignProduct& product, int multiprocessors, cudaStream
                                                                               : 1;
       work.rows = rows;
       if (rows == 1) {
-        choose_epilogue<Bits, 1>(work, product.epilogue, multiprocessors, stream);
+        SignProduct one = product;
+        one.rows = 1;
+        one.in = work.in;
+        one.out = work.out;
+        multiply_sign(one, multiprocessors, stream);
       } else if (rows <= 4) {
         choose_epilogue<Bits, 4>(work, product.epilogue, multiprocessors, stream);
       } else {

@@ -35,6 +35,10 @@ CudaKvCache& pages_of(const std::shared_ptr<KvCache>& cache) {
   return *found;
 }
 
+void refuse_if(const std::atomic<bool>& cancelled) {
+  if (cancelled.load(std::memory_order_relaxed)) throw Error(ErrorCode::kCancelled, "the step was cancelled");
+}
+
 DeviceMemory upload_floats(std::span<const float> values) {
   DeviceMemory memory(values.size_bytes(), "the weights of a norm");
   check(cudaMemcpy(memory.at<void>(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
@@ -54,7 +58,14 @@ CudaPlan::CudaPlan(PlanSpec spec, Gpu gpu, std::shared_ptr<const void> owner)
 }
 
 CudaPlan::~CudaPlan() {
-  for (const auto& [bucket, graph] : graphs_) cudaGraphExecDestroy(graph);
+  discard_graphs();
+}
+
+void CudaPlan::discard_graphs() {
+  for (Place& place : places_) {
+    for (const auto& [bucket, graph] : place.graphs) cudaGraphExecDestroy(graph);
+    place.graphs.clear();
+  }
 }
 
 template <class T>
@@ -107,6 +118,10 @@ void CudaPlan::bind() {
                       ops[i].label + ": SwiGLU takes a matrix of two tensors with equal rows");
         }
         bound.through_scratch = !runs[0].interleaved || op->accumulate;
+        bound.prepares = !bound.through_scratch && matrix.rows() / 2 % kGroup == 0 &&
+                         quantizes_for(i + 1, op->out) &&
+                         cuda_matrix(*std::get<LinearOp>(ops[i + 1].op).matrix).runs().size() == 1;
+        bound.writes_floats = !bound.prepares || read_later(i + 2, op->out);
       }
       scratch_width_ = std::max(scratch_width_, matrix.rows());
     } else if (const auto* op = std::get_if<QkNormRopeOp>(&ops[i].op)) {
@@ -144,15 +159,15 @@ void CudaPlan::lay_out() {
     return at;
   };
   const auto rows = static_cast<size_t>(spec().max_rows), outputs = static_cast<size_t>(spec().max_outputs);
+  layout_.tokens = take(4 * rows);
   layout_.counts = take(sizeof(StepView::Counts));
   layout_.first_bad = take(sizeof(unsigned long long));
-  layout_.tokens = take(4 * rows);
   layout_.positions = take(4 * rows);
   layout_.sequences = take(4 * rows);
   layout_.table_begins = take(4 * rows);
   layout_.outputs = take(4 * outputs);
-  layout_.items = take(most_item_bytes());
-  layout_.end = end;
+  end = (end + 255) / 256 * 256;
+  layout_.samples = layout_.adapters = layout_.tables = layout_.items = end;  // make_room
 }
 
 void CudaPlan::allocate() {
@@ -193,6 +208,14 @@ void CudaPlan::allocate() {
         attention_scratch(attention_memory_.at<void>(), attention_->records, attention_->layout.head_dim);
   }
   bytes_ += sampler_.bytes();
+  cudaStream_t uploads;
+  check(cudaStreamCreateWithFlags(&uploads, cudaStreamNonBlocking), "making a stream");
+  uploads_.reset(uploads);
+  for (Place& place : places_) {
+    cudaEvent_t ended;
+    check(cudaEventCreateWithFlags(&ended, cudaEventDisableTiming), "making an event");
+    place.ended.reset(ended);
+  }
 }
 
 FloatRows CudaPlan::buffer(BufferId id) const {
@@ -225,6 +248,27 @@ std::vector<Quantized> CudaPlan::quantized_for(const CudaMatrix& matrix, int32_t
   return forms;
 }
 
+/// Whether a linear operation quantizes its row itself, if it is not yet quantized.
+bool CudaPlan::takes_floats(size_t index, const Bucket& bucket) const {
+  const auto* op = op_at<LinearOp>(index);
+  return op != nullptr && rows_of(bucket, op->in) == 1 && op->matrix->columns() <= kMostRowFloats;
+}
+
+/// Whether a norm is left to the linear operation after it: nothing else reads its row.
+bool CudaPlan::norms_next(size_t index, const Bucket& bucket) const {
+  return op_at<RmsNormOp>(index) != nullptr && takes_floats(index + 1, bucket) && ops_[index].prepares &&
+         !ops_[index].writes_floats && !adapts(index + 1);
+}
+
+/// Whether an operation leaves its output quantized for the one after it.
+bool CudaPlan::quantizes_next(size_t index, const Bucket& bucket) const {
+  if (index >= ops_.size() || !ops_[index].prepares || norms_next(index, bucket)) return false;
+  const auto* op = op_at<LinearOp>(index);
+  // Of one row; and what it reads must not lie where it would write.
+  return op == nullptr || (takes_floats(index, bucket) && !adapts(index) && !adapts(index + 1) &&
+                           !quantizes_next(index - 1, bucket));
+}
+
 void CudaPlan::encode(const EmbedOp& op, size_t, const Bucket& bucket) {
   embed(view_, cuda_matrix(*op.table), buffer(op.out), bucket.rows, gpu_.stream);
 }
@@ -240,7 +284,7 @@ void CudaPlan::encode(const RopeTableOp& op, size_t index, const Bucket& bucket)
 void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
   const BoundOp& bound = ops_[index];
   const int32_t rows = rows_of(bucket, op.in);
-  if (rows == 0) return;
+  if (rows == 0 || norms_next(index, bucket)) return;
   const auto width = static_cast<int32_t>(op.weight->values().size());
   Preparation work{buffer(op.in),
                    width,
@@ -260,21 +304,45 @@ void CudaPlan::encode(const RmsNormOp& op, size_t index, const Bucket& bucket) {
 }
 
 /// y = W x, run after run.
-void CudaPlan::multiply(const LinearOp& op, const Bucket& bucket, const FloatRows& out, Epilogue epilogue) {
+void CudaPlan::multiply(const LinearOp& op, size_t index, const Bucket& bucket, const FloatRows& out,
+                        Epilogue epilogue) {
   const CudaMatrix& matrix = cuda_matrix(*op.matrix);
   const int32_t rows = rows_of(bucket, op.in);
+  const bool quantized = !takes_floats(index, bucket) || quantizes_next(index - 1, bucket);
   const std::vector<Quantized> forms = quantized_for(matrix, rows);
+  RowProduct row{};
+  if (!quantized) {
+    row.x = buffer(op.in).data;
+    row.op = static_cast<int32_t>(index);
+    if (norms_next(index - 1, bucket)) {
+      const auto& norm = std::get<RmsNormOp>(spec().ops[index - 1].op);
+      row.x = buffer(norm.in).data;
+      row.norm = {ops_[index - 1].memory.at<const float>(), norm.eps};
+      row.norm_op = static_cast<int32_t>(index - 1);
+    }
+  }
+  row.out = out;
+  row.epilogue = epilogue;
+  if (quantizes_next(index, bucket)) {
+    if (!ops_[index].writes_floats) row.out.data = nullptr;
+    row.next = quantized_for(cuda_matrix(*std::get<LinearOp>(spec().ops[index + 1].op).matrix), 1)[0];
+    row.next_op = static_cast<int32_t>(index + 1);
+  }
   for (const MatrixRun& run : matrix.runs()) {
     if (!is_sign(run)) {
       multiply_floats(run, buffer(op.in), rows, out, epilogue, gpu_.stream);
       continue;
     }
     const QuantizedLayout layout = quantized_layout(run.sign.bits, rows);
-    const SignProduct product{
-        &run, rows,
-        *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; }),
-        out, epilogue};
-    multiply_sign(product, gpu_.multiprocessors, gpu_.stream);
+    const Quantized& in =
+        *std::find_if(forms.begin(), forms.end(), [&](const Quantized& q) { return q.layout == layout; });
+    if (rows > 1) {
+      multiply_sign({&run, rows, in, out, epilogue}, gpu_.multiprocessors, gpu_.stream);
+    } else {
+      row.run = &run;
+      row.in = in;
+      multiply_row(view_, row, gpu_.multiprocessors, gpu_.stream);
+    }
   }
 }
 
@@ -283,7 +351,7 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const CudaMatrix& matrix = cuda_matrix(*op.matrix);
   const int32_t rows = rows_of(bucket, op.in);
   if (rows == 0) return;
-  if (index == 0 || !ops_[index - 1].prepares) {
+  if (!takes_floats(index, bucket) && !quantizes_next(index - 1, bucket)) {
     Preparation work{buffer(op.in),
                      static_cast<int32_t>(matrix.columns()),
                      {},
@@ -298,23 +366,22 @@ void CudaPlan::encode(const LinearOp& op, size_t index, const Bucket& bucket) {
   const FloatRows out = buffer(op.out);
   const bool swiglu = op.activation == Activation::kSwiglu, adapted = adapts(index);
   if (!adapted && !bound.through_scratch) {
-    return multiply(op, bucket, out,
+    return multiply(op, index, bucket, out,
                     swiglu          ? Epilogue::kSwiglu
                     : op.accumulate ? Epilogue::kAdd
                                     : Epilogue::kStore);
   }
   const FloatRows y{scratch_.at<float>(), (scratch_width_ + 15) / 16 * 16}, x = buffer(op.in);
-  multiply(op, bucket, y, Epilogue::kStore);
+  multiply(op, index, bucket, y, Epilogue::kStore);
   if (adapted) {
-    const auto* step = step_memory_.at<const uint8_t>(layout_.adapters);
-    slots_->project(index, rows, step, x.data, x.stride, gpu_.stream);
+    slots_->project(index, rows, adapters_, x.data, x.stride, gpu_.stream);
     if (!swiglu) {
       if (!op.accumulate) copy_rows(y, static_cast<int32_t>(matrix.rows()), out, rows, gpu_.stream);
-      return slots_->add(index, rows, step, op.accumulate ? y.data : out.data,
+      return slots_->add(index, rows, adapters_, op.accumulate ? y.data : out.data,
                          op.accumulate ? y.stride : out.stride, out.data, out.stride, op.accumulate,
                          gpu_.stream);
     }
-    slots_->add(index, rows, step, y.data, y.stride, y.data, y.stride, false, gpu_.stream);
+    slots_->add(index, rows, adapters_, y.data, y.stride, y.data, y.stride, false, gpu_.stream);
   }
   niwaki::cuda::swiglu(y, static_cast<int32_t>(matrix.rows() / 2), out, op.accumulate, rows, gpu_.stream);
 }
@@ -391,8 +458,13 @@ CudaPlan::Bucket CudaPlan::bucket_of(const Step& step) const {
   const bool wide = std::any_of(step.sequences.begin(), step.sequences.end(),
                                 [](const StepSequence& s) { return s.row_count > kNarrowRows; });
   const bool fused = attention_ && !wide && can_fuse_heads(step, *attention_);
-  return {bucket_rows(static_cast<int32_t>(step.tokens.size())),
-          step.outputs.empty() ? 0 : bucket_rows(static_cast<int32_t>(step.outputs.size())), wide, fused};
+  const auto bucket = [](size_t count) { return count == 0 ? 0 : bucket_rows(static_cast<int32_t>(count)); };
+  return {bucket(step.tokens.size()),
+          bucket(step.outputs.size()),
+          bucket(step.samples.size()),
+          CudaSampler::kind_of(step),
+          wide,
+          fused};
 }
 
 size_t CudaPlan::most_item_bytes() const {
@@ -405,14 +477,28 @@ size_t CudaPlan::most_item_bytes() const {
          sizeof(AttentionItem);
 }
 
-cudaGraphExec_t CudaPlan::graph_of(const Bucket& bucket) {
-  const auto [found, is_new] = graphs_.try_emplace(bucket, nullptr);
+/// Puts all kernels of a step into the stream. The tokens chosen go to the other place.
+void CudaPlan::encode_step(const Bucket& bucket, size_t place, const CudaAdapterSlots* slots) {
+  const DeviceMemory& memory = places_[place].memory;
+  view_ = places_[place].view;
+  adapters_ = memory.at<const uint8_t>(layout_.adapters);
+  encode(bucket, slots);
+  if (bucket.samples == 0) return;
+  const FloatRows logits = buffer(spec().logits);
+  sampler_.launch(gpu_.stream, bucket.kind, bucket.samples, view_,
+                  memory.at<const std::byte>(layout_.samples), logits.data, logits.stride,
+                  places_[1 - place].memory.at<int32_t>(layout_.tokens));
+}
+
+cudaGraphExec_t CudaPlan::graph_of(const Bucket& bucket, size_t place) {
+  auto& graphs = places_[place].graphs;
+  const auto [found, is_new] = graphs.try_emplace(bucket, nullptr);
   if (!is_new) return found->second;
   try {
     check(cudaStreamBeginCapture(gpu_.stream, cudaStreamCaptureModeThreadLocal), "capturing a graph");
     cudaGraph_t graph;
     try {
-      encode(bucket, nullptr);
+      encode_step(bucket, place, nullptr);
     } catch (...) {
       if (cudaStreamEndCapture(gpu_.stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
       throw;
@@ -422,52 +508,61 @@ cudaGraphExec_t CudaPlan::graph_of(const Bucket& bucket) {
     cudaGraphDestroy(graph);
     check(status, "making a graph");
   } catch (...) {
-    graphs_.erase(found);
+    graphs.erase(found);
     throw;
   }
   return found->second;
 }
 
-/// Writes the step to staging memory, and makes room on the GPU where it has too little; then no graph is
-/// valid any more.
-void CudaPlan::stage(const Step& step, bool wide) {
+/// Makes room for a step of so many bytes where there is too little; then no graph is valid any more. There
+/// always is enough for what follows a step.
+void CudaPlan::make_room(size_t samples, size_t adapters, size_t tables) {
+  const size_t room_of[] = {layout_.adapters - layout_.samples, layout_.tables - layout_.adapters,
+                            layout_.items - layout_.tables};
+  const bool made = places_[1].memory.size() > 0;
+  if (made && room_of[0] >= samples && room_of[1] >= adapters && room_of[2] >= tables) return;
+  discard_graphs();
+  const auto aligned = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
+  const auto room = [&](size_t needed, size_t had) {
+    return aligned(std::max({needed * 3 / 2, had, size_t{4096}}));
+  };
+  layout_.adapters = layout_.samples + room(samples, room_of[0]);
+  layout_.tables = layout_.adapters + room(adapters, room_of[1]);
+  layout_.items = layout_.tables + room(tables, room_of[2]);
+  layout_.end = layout_.items + aligned(most_item_bytes());
+  for (Place& place : places_) {
+    bytes_ -= place.memory.size();
+    place.memory = {};
+  }
+  for (Place& place : places_) {
+    place.staging = PinnedMemory(layout_.end);
+    place.memory = DeviceMemory(layout_.end, "a step");
+    bytes_ += place.memory.size();
+    place.view = {place.memory.at<const StepView::Counts>(layout_.counts),
+                  place.memory.at<const int32_t>(layout_.tokens),
+                  place.memory.at<const int32_t>(layout_.positions),
+                  place.memory.at<const int32_t>(layout_.sequences),
+                  place.memory.at<const int32_t>(layout_.table_begins),
+                  place.memory.at<const int32_t>(layout_.tables),
+                  place.memory.at<const int32_t>(layout_.outputs),
+                  place.memory.at<const AttentionItem>(layout_.items),
+                  place.memory.at<unsigned long long>(layout_.first_bad)};
+  }
+}
+
+/// Writes a step to a place's staging memory and uploads it; one that follows without its tokens, beside the
+/// step that runs.
+void CudaPlan::stage(const Step& step, bool wide, size_t at, bool follows) {
   size_t tables = 0;
   for (const StepSequence& sequence : step.sequences) tables += sequence.block_table.size();
   const auto* slots = static_cast<const CudaPlanSlots*>(step.adapter_slots.get());
   const std::vector<uint8_t> adapters =
       slots == nullptr ? std::vector<uint8_t>() : slots->on_gpu().pack_step(step);
-  const auto aligned = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
-  const size_t samples = CudaSampler::packed_bytes(step);
-  const bool fits = step_memory_.size() > 0 && layout_.adapters - layout_.samples >= samples &&
-                    layout_.tables - layout_.adapters >= adapters.size() &&
-                    layout_.end - layout_.tables >= 4 * tables;
-  if (!fits) {
-    const auto room = [&](size_t needed, size_t had) {
-      return aligned(std::max({needed * 3 / 2, had, size_t{4096}}));
-    };
-    const Layout before = layout_;
-    const bool first = step_memory_.size() == 0;
-    layout_.samples = aligned(layout_.items + most_item_bytes());
-    layout_.adapters = layout_.samples + room(samples, first ? 0 : before.adapters - before.samples);
-    layout_.tables = layout_.adapters + room(adapters.size(), first ? 0 : before.tables - before.adapters);
-    layout_.end = layout_.tables + room(4 * tables, first ? 0 : before.end - before.tables);
-    for (const auto& [bucket, graph] : graphs_) cudaGraphExecDestroy(graph);
-    graphs_.clear();
-    bytes_ -= step_memory_.size();
-    step_memory_ = {};
-    step_memory_ = DeviceMemory(layout_.end, "a step");
-    bytes_ += step_memory_.size();
-    staging_ = PinnedMemory(layout_.end);
-    view_ = {step_memory_.at<const StepView::Counts>(layout_.counts),
-             step_memory_.at<const int32_t>(layout_.tokens),
-             step_memory_.at<const int32_t>(layout_.positions),
-             step_memory_.at<const int32_t>(layout_.sequences),
-             step_memory_.at<const int32_t>(layout_.table_begins),
-             step_memory_.at<const int32_t>(layout_.tables),
-             step_memory_.at<const int32_t>(layout_.outputs),
-             step_memory_.at<const AttentionItem>(layout_.items),
-             step_memory_.at<unsigned long long>(layout_.first_bad)};
-  }
+  make_room(CudaSampler::packed_bytes(step), adapters.size(), 4 * tables);
+  Place& place = places_[at];
+  const PinnedMemory& staging = place.staging;
+  const size_t result_bytes = CudaSampler::result_bytes(step);
+  if (place.results.size() < result_bytes) place.results = PinnedMemory(2 * result_bytes);
 
   items_.clear();
   if (attention_) {
@@ -475,21 +570,21 @@ void CudaPlan::stage(const Step& step, bool wide) {
     shape.wide = wide;
     list_attention(step, shape, items_);
   }
-  *staging_.at<StepView::Counts>(layout_.counts) = {
+  *staging.at<StepView::Counts>(layout_.counts) = {
       static_cast<int32_t>(step.tokens.size()), static_cast<int32_t>(step.outputs.size()),
       static_cast<int32_t>(step.sequences.size()), static_cast<int32_t>(items_.size())};
-  *staging_.at<unsigned long long>(layout_.first_bad) = ~0ull;
-  const auto write = [&](size_t at, const auto& values) {
-    if (!values.empty()) std::memcpy(staging_.at<void>(at), values.data(), values.size() * sizeof values[0]);
+  *staging.at<unsigned long long>(layout_.first_bad) = ~0ull;
+  const auto write = [&](size_t to, const auto& values) {
+    if (!values.empty()) std::memcpy(staging.at<void>(to), values.data(), values.size() * sizeof values[0]);
   };
   write(layout_.tokens, step.tokens);
   write(layout_.outputs, step.outputs);
   write(layout_.items, items_);
   write(layout_.adapters, adapters);
-  auto* positions = staging_.at<int32_t>(layout_.positions);
-  auto* sequences = staging_.at<int32_t>(layout_.sequences);
-  auto* begins = staging_.at<int32_t>(layout_.table_begins);
-  auto* table = staging_.at<int32_t>(layout_.tables);
+  auto* positions = staging.at<int32_t>(layout_.positions);
+  auto* sequences = staging.at<int32_t>(layout_.sequences);
+  auto* begins = staging.at<int32_t>(layout_.table_begins);
+  auto* table = staging.at<int32_t>(layout_.tables);
   int32_t begin = 0;
   for (size_t s = 0; s < step.sequences.size(); ++s) {
     const StepSequence& sequence = step.sequences[s];
@@ -501,72 +596,109 @@ void CudaPlan::stage(const Step& step, bool wide) {
       *sequences++ = static_cast<int32_t>(s);
     }
   }
-  upload(0, layout_.items + items_.size() * sizeof(AttentionItem));
-  upload(layout_.adapters, layout_.adapters + adapters.size());
-  upload(layout_.tables, layout_.tables + 4 * tables);
-}
-
-void CudaPlan::upload(size_t begin, size_t end) {
-  if (begin == end) return;
-  check(cudaMemcpyAsync(step_memory_.at<void>(begin), staging_.at<void>(begin), end - begin,
-                        cudaMemcpyHostToDevice, gpu_.stream),
-        "uploading a step");
-}
-
-StepResult CudaPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
-  if (cancelled.load(std::memory_order_relaxed)) throw Error(ErrorCode::kCancelled, "the step was cancelled");
-  const Bucket bucket = bucket_of(step);
-  stage(step, bucket.wide);
-  CudaSampler::Packed samples{CudaSampler::Kind::kGreedy, 0, 0};
   if (!step.samples.empty()) {
-    samples = sampler_.pack(step, staging_.at<std::byte>(layout_.samples),
-                            step_memory_.at<std::byte>(layout_.samples));
-    upload(layout_.samples, layout_.samples + samples.bytes);
+    sampler_.pack(step, staging.at<std::byte>(layout_.samples), place.memory.at<std::byte>(layout_.samples),
+                  place.results.at<std::byte>());
   }
+
+  const size_t first = follows ? layout_.counts : layout_.tokens;
+  const size_t last = layout_.items + items_.size() * sizeof(AttentionItem);
+  const cudaStream_t stream = follows ? uploads_.get() : gpu_.stream;
+  check(cudaMemcpyAsync(place.memory.at<void>(first), staging.at<void>(first), last - first,
+                        cudaMemcpyHostToDevice, stream),
+        "uploading a step");
+  if (follows) check(cudaStreamSynchronize(stream), "uploading a step");
+}
+
+/// Puts a step into the stream. One that `follows` takes the tokens of the step before, which may still run.
+void CudaPlan::begin(const Step& step, size_t at, bool follows) {
+  Place& place = places_[at];
+  const Bucket bucket = bucket_of(step);
+  stage(step, bucket.wide, at, follows);
   const auto* slots = static_cast<const CudaPlanSlots*>(step.adapter_slots.get());
   const bool adapted =
       slots != nullptr && std::any_of(step.sequences.begin(), step.sequences.end(),
                                       [](const StepSequence& s) { return !s.adapters.empty(); });
   if (adapted) {
-    encode(bucket, &slots->on_gpu());
+    encode_step(bucket, at, &slots->on_gpu());
   } else {
-    check(cudaGraphLaunch(graph_of(bucket), gpu_.stream), "starting a step");
+    check(cudaGraphLaunch(graph_of(bucket, at), gpu_.stream), "starting a step");
   }
-  const FloatRows logits = buffer(spec().logits);
-  if (!step.samples.empty()) {
-    sampler_.launch(gpu_.stream, samples.kind, static_cast<int32_t>(step.samples.size()), view_,
-                    step_memory_.at<const std::byte>(layout_.samples), logits.data, logits.stride, nullptr);
-  }
-  constexpr size_t kBad = 16;  // of the results, before those of the sampler
-  if (results_.size() < kBad + samples.result_bytes)
-    results_ = PinnedMemory(2 * (kBad + samples.result_bytes));
-  check(cudaMemcpyAsync(results_.at<void>(), view_.first_bad, sizeof(unsigned long long),
-                        cudaMemcpyDeviceToHost, gpu_.stream),
-        "reading a step's results");
-  if (!step.samples.empty()) {
-    check(cudaMemcpyAsync(results_.at<void>(kBad), sampler_.results(), samples.result_bytes,
+  if (step.samples.empty()) {
+    check(cudaMemcpyAsync(place.results.at<void>(), place.view.first_bad, sizeof(unsigned long long),
                           cudaMemcpyDeviceToHost, gpu_.stream),
           "reading a step's results");
   }
+  check(cudaEventRecord(place.ended.get(), gpu_.stream), "starting a step");
+}
+
+/// Waits for a step that was begun. Throws kNonFinite, and what unpack() does.
+StepResult CudaPlan::end(const Step& step, size_t at) {
+  const PinnedMemory& results = places_[at].results;
+  check(cudaEventSynchronize(places_[at].ended.get()), "running a step");
+  const unsigned long long bad = *results.at<unsigned long long>();
+  if (bad != ~0ull) refuse(bad, step);
   StepResult result;
-  if (step.want_logits) {
+  if (step.want_logits && !step.outputs.empty()) {
+    const FloatRows logits = buffer(spec().logits);
     const auto width = static_cast<size_t>(spec().vocabulary) * sizeof(float);
     result.logits.resize(step.outputs.size() * static_cast<size_t>(spec().vocabulary));
-    if (!step.outputs.empty()) {
-      check(cudaMemcpy2DAsync(result.logits.data(), width, logits.data,
-                              static_cast<size_t>(logits.stride) * sizeof(float), width, step.outputs.size(),
-                              cudaMemcpyDeviceToHost, gpu_.stream),
-            "reading logits");
-    }
+    check(cudaMemcpy2DAsync(result.logits.data(), width, logits.data,
+                            static_cast<size_t>(logits.stride) * sizeof(float), width, step.outputs.size(),
+                            cudaMemcpyDeviceToHost, gpu_.stream),
+          "reading logits");
+    check(cudaStreamSynchronize(gpu_.stream), "reading logits");
   }
-  check(cudaStreamSynchronize(gpu_.stream), "running a step");
-  const unsigned long long bad = *results_.at<unsigned long long>();
-  if (bad != ~0ull) refuse(bad, step);
-  result.samples = CudaSampler::unpack(step, results_.at<const std::byte>(kBad), [&](size_t i) {
+  result.samples = CudaSampler::unpack(step, results.at<const std::byte>(), [&](size_t i) {
     return "sample " + std::to_string(i) + " of " +
            describe_row(step, step.outputs[static_cast<size_t>(step.samples[i].output)]);
   });
   return result;
+}
+
+/// Unless told that nothing is, waits for what is under way: blocks may get other owners afterwards.
+class CudaPlan::Drain {
+ public:
+  explicit Drain(const CudaPlan& plan) : plan_(plan) {}
+  ~Drain() {
+    if (is_idle) return;
+    cudaStreamSynchronize(plan_.uploads_.get());
+    cudaStreamSynchronize(plan_.gpu_.stream);
+  }
+  bool is_idle = false;
+
+ private:
+  const CudaPlan& plan_;
+};
+
+StepResult CudaPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
+  refuse_if(cancelled);
+  Drain drain(*this);
+  begin(step, 0, false);
+  StepResult result = end(step, 0);
+  drain.is_idle = true;
+  return result;
+}
+
+void CudaPlan::run_following(Step& step, const std::atomic<bool>& cancelled,
+                             const std::atomic<bool>& finished, const StepRan& ran) {
+  refuse_if(cancelled);
+  Drain drain(*this);
+  Step next = step;
+  become_following(next);
+  size_t place = 0;
+  begin(step, place, false);
+  for (int32_t left = step.following;; --left, place = 1 - place) {
+    const bool more = left > 0 && !finished.load(std::memory_order_relaxed);
+    if (more && !cancelled.load(std::memory_order_relaxed)) begin(next, 1 - place, true);
+    if (!ran(end(step, place), more)) {
+      drain.is_idle = !more;
+      return;
+    }
+    refuse_if(cancelled);
+    become_following(step);
+    become_following(next);
+  }
 }
 
 std::string CudaPlan::describe_row(const Step& step, int32_t row) const {

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/adapters.h"
@@ -24,8 +25,9 @@ struct Gpu {
 /// Slots of a CudaPlan.
 class CudaPlanSlots;
 
-/// A plan bound to a GPU. Its operations are captured as one graph for each bucket of rows and of output
-/// rows; what differs from step to step is uploaded before.
+/// A plan bound to a GPU. Its operations are captured as one graph for each bucket of rows, output rows and
+/// samples; what differs from step to step is uploaded before. Of steps that follow one another, each gets
+/// its tokens on the GPU from the one before, and is begun while that one runs.
 class CudaPlan final : public QueuedPlan {
  public:
   /// Throws kInvalidArgument, kOutOfMemory.
@@ -34,6 +36,8 @@ class CudaPlan final : public QueuedPlan {
 
   size_t bytes() const override { return bytes_; }
   StepResult run(const Step& step, const std::atomic<bool>& cancelled) override;
+  void run_following(Step& step, const std::atomic<bool>& cancelled, const std::atomic<bool>& finished,
+                     const StepRan& ran) override;
 
   /// All tensors that linear operations multiply by, those of one operation after each other.
   std::vector<LinearTensor> linear_tensors() const;
@@ -45,22 +49,37 @@ class CudaPlan final : public QueuedPlan {
   struct BoundOp {
     DeviceMemory memory;  // norm weights, frequencies
     double rope_factor = 1;
-    bool prepares = false;      // quantizes its rows for the linear operation after it
+    bool prepares = false;      // can quantize its rows for the linear operation after it
     bool writes_floats = true;  // something else reads its output
     bool stores_next = false;   // a norm of heads that the store after it is done with, or both by attention
     bool through_scratch = false;  // SwiGLU, or an addition, of a matrix whose epilogues cannot do it
   };
   /// The rows that kernels are launched for.
   struct Bucket {
-    int32_t rows, outputs;
+    int32_t rows, outputs, samples;
+    CudaSampler::Kind kind;
     bool wide;   // AttentionShape::wide
     bool fused;  // attention does the operations on heads before it, too, where they follow one another
     friend auto operator<=>(const Bucket&, const Bucket&) = default;
   };
-  /// Where things of a step lie, in staging memory and on the GPU alike.
+  /// Where things of a step lie, in staging memory and on the GPU alike. Tokens are first: those of a step
+  /// that follows are not uploaded.
   struct Layout {
-    size_t counts, first_bad, tokens, positions, sequences, table_begins, outputs, items, samples, adapters,
-        tables, end;
+    size_t tokens, counts, first_bad, positions, sequences, table_begins, outputs, samples, adapters, tables,
+        items, end;
+  };
+  struct Destroy {
+    void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+    void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+  };
+  class Drain;
+  /// What a step lies in, and the graphs that read it.
+  struct Place {
+    DeviceMemory memory;
+    PinnedMemory staging, results;
+    StepView view;
+    std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, Destroy> ended;
+    std::map<Bucket, cudaGraphExec_t> graphs;
   };
 
   void bind();
@@ -87,13 +106,21 @@ class CudaPlan final : public QueuedPlan {
   void encode(const KvStoreOp& op, size_t index, const Bucket& bucket);
   void encode(const PagedAttentionOp& op, size_t index, const Bucket& bucket);
   void encode(const SelectOutputsOp& op, size_t index, const Bucket& bucket);
-  void multiply(const LinearOp& op, const Bucket& bucket, const FloatRows& out, Epilogue epilogue);
+  bool takes_floats(size_t index, const Bucket& bucket) const;
+  bool norms_next(size_t index, const Bucket& bucket) const;
+  bool quantizes_next(size_t index, const Bucket& bucket) const;
+  void multiply(const LinearOp& op, size_t index, const Bucket& bucket, const FloatRows& out,
+                Epilogue epilogue);
 
   Bucket bucket_of(const Step& step) const;
   size_t most_item_bytes() const;
-  cudaGraphExec_t graph_of(const Bucket& bucket);
-  void stage(const Step& step, bool wide);
-  void upload(size_t begin, size_t end);
+  void discard_graphs();
+  void encode_step(const Bucket& bucket, size_t place, const CudaAdapterSlots* slots);
+  cudaGraphExec_t graph_of(const Bucket& bucket, size_t place);
+  void make_room(size_t samples, size_t adapters, size_t tables);
+  void stage(const Step& step, bool wide, size_t place, bool follows);
+  void begin(const Step& step, size_t place, bool follows);
+  StepResult end(const Step& step, size_t place);
   [[noreturn]] void refuse(unsigned long long bad, const Step& step) const;
   std::string describe_row(const Step& step, int32_t row) const;
 
@@ -109,14 +136,14 @@ class CudaPlan final : public QueuedPlan {
   CudaSampler sampler_;
 
   Layout layout_{};
-  DeviceMemory step_memory_;
-  PinnedMemory staging_, results_;
-  StepView view_{};
-  std::map<Bucket, cudaGraphExec_t> graphs_;
+  Place places_[2] = {};  // the one for a step, the other for the step that follows it, and so on
+  std::unique_ptr<std::remove_pointer_t<cudaStream_t>, Destroy> uploads_;  // beside a step that runs
   size_t bytes_ = 0;
 
-  // Of the step that runs.
+  // Of the step that is begun.
   std::vector<AttentionItem> items_;
+  StepView view_{};
+  const uint8_t* adapters_ = nullptr;
   const CudaAdapterSlots* slots_ = nullptr;
 };
 

@@ -192,6 +192,21 @@ __device__ inline void mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(b), "r"(0));
 }
+/// d += popcount(a & b), likewise.
+__device__ inline void add_mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, "
+      "%2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+/// d += a b: m16n8k32, bytes without sign, sums in int32.
+__device__ inline void add_mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+      "%1, "
+      "%2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 // Matrix instructions of a warpgroup (four warps): D[64 x N] (+)= A[64 x 16] B[16 x N], halves, sums in
 // float32. A from registers, warp w has rows 16 w ..; B in shared memory, K-major without swizzling: cores of

@@ -82,19 +82,35 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
   }
 }
 
+/// Bit b of lane l becomes bit l of lane b.
+__device__ inline uint32_t transpose_bits(uint32_t x) {
+  const uint32_t lane = threadIdx.x & 31;
+  uint32_t mask = 0xffffffff;
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    mask ^= mask << distance;  // places without this bit
+    const uint32_t other = __shfl_xor_sync(kAllLanes, x, distance);
+    x = lane & static_cast<uint32_t>(distance) ? (x & ~mask) | (other >> distance & mask)
+                                               : (x & mask) | (other << distance & ~mask);
+  }
+  return x;
+}
+
 /// See QuantizedLayout.
 __device__ inline void pack_bits1(const Quantized& out, int row, int group, const uint32_t (&q)[4],
                                   int lane) {
-  auto* words = reinterpret_cast<uint4*>(
+  auto* words =
       reinterpret_cast<uint32_t*>(out.data) +
-      (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) * kBits1Words);
+      (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) * kBits1Words;
+  uint32_t low = 0, high = 0;  // bits 0..7, and 8 and 9, of each integer
 #pragma unroll
-  for (int p = 0; p < kBits1Planes; ++p) {
-    uint32_t bits[4];
-#pragma unroll
-    for (int t = 0; t < 4; ++t) bits[t] = __ballot_sync(kAllLanes, (q[t] & 1u << p) != 0);
-    if (lane == 0) words[p] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+  for (int t = 0; t < 4; ++t) {
+    low |= (q[t] & 0xff) << 8 * t;
+    high |= (q[t] >> 8 & 3) << 2 * t;
   }
+  words[lane % 8 * 4 + lane / 8] = transpose_bits(low);
+  high = transpose_bits(high);
+  if (lane < 8) words[32 + lane % 2 * 4 + lane / 2] = high;
 }
 
 /// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of

@@ -64,22 +64,6 @@ __global__ void embed_rows(StepView step, MatrixRun run, int64_t row_size, Float
   }
 }
 
-/// The factor of an RMS norm from the sums of squares of a row's groups, in every warp alike.
-__device__ float norm_factor(const float* squares, int groups, int width, float eps, float& sum) {
-  sum = 0;
-  for (int group = static_cast<int>(threadIdx.x) % 32; group < groups; group += 32) sum += squares[group];
-  sum = warp_sum(sum);
-  return 1.0f / sqrtf(sum / static_cast<float>(width) + eps);
-}
-__device__ float group_squares(const float (&value)[4]) {
-  float sum = 0;
-  for (float v : value) sum = __fmaf_rn(v, v, sum);
-  return warp_sum(sum);
-}
-__device__ bool is_finite(float x) {
-  return fabsf(x) <= 3.402823466e38f;
-}
-
 /// A block has some groups of a row: grid (rows, parts of a row). With a norm each block goes through all of
 /// the row for the sum of its squares, alike.
 __global__ void prepare_row(StepView step, Preparation work) {

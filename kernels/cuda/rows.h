@@ -1,6 +1,7 @@
 #pragma once
 #include "cuda/linear.h"
 #include "cuda/matrix.h"
+#include "cuda/norm.h"
 #include "cuda/quantize.h"
 #include "cuda/step_view.h"
 
@@ -10,12 +11,6 @@ namespace niwaki::cuda {
 struct RowsOf {
   int32_t op;
   bool outputs;  // rows of the outputs, else of the step
-};
-
-/// What an RMS norm multiplies by: [width] in device memory, or null.
-struct NormWeights {
-  const float* weights;
-  float eps;
 };
 
 /// out[row] = table[token of row], exactly.

@@ -86,10 +86,17 @@ __device__ uint32_t threshold_of(const uint32_t* group_best, int groups, int ran
   return threshold;
 }
 
+/// What the host reads of a sample; with the first of them, what it reads of the step.
+__device__ void publish(const SampleTable& table, int sample, const SampleOutput& output,
+                        const StepView& step) {
+  table.outputs[sample] = output;
+  if (sample == 0) *table.first_bad = __ldcg(step.first_bad);
+}
+
 template <bool kAny>
 __global__ void __launch_bounds__(kSamplingThreads)
-    scan_kernel(const SampleTable* table, const float* logits, int64_t row_stride, SamplingScratch scratch,
-                int32_t* next_tokens) {
+    scan_kernel(const SampleTable* table, StepView step, const float* logits, int64_t row_stride,
+                SamplingScratch scratch, int32_t* next_tokens) {
   __shared__ SliceRoom room;
   __shared__ SamplingOps::Scratch ops_scratch;
   __shared__ bool last;
@@ -177,7 +184,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
     scratch.candidate_count[scratch.side(sample, kAdjusted)] = 0;
   } else {
     const int32_t token = state.status == SampleStatus::kChosen ? token_of(state.best[kRaw]) : 0;
-    table->outputs[sample] = {token, NAN, state.status};
+    publish(*table, sample, {token, NAN, state.status}, step);
     if (next_tokens != nullptr) next_tokens[sample] = token;
   }
 }
@@ -407,7 +414,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
     }
   }
   if (threadIdx.x != 0) return;
-  table->outputs[sample] = output;
+  publish(*table, sample, output, step);
   if (next_tokens != nullptr) next_tokens[sample] = output.token;
 }
 
@@ -442,6 +449,9 @@ SamplingScratch scratch_in(Pieces& pieces, int32_t samples, int32_t vocabulary) 
   return scratch;
 }
 
+/// Of the results, after StepView::first_bad.
+constexpr size_t kOutputsAt = 16;
+
 bool has_penalties(const SampleSpec& spec) {
   return !spec.history.empty() &&
          (spec.repetition_penalty != 1 || spec.presence_penalty != 0 || spec.frequency_penalty != 0);
@@ -461,8 +471,6 @@ CudaSampler::CudaSampler(int32_t max_samples, int32_t vocabulary)
   scratch_bytes_ = counted.bytes();
   scratch_ = allocate(scratch_bytes_);
   check(cudaMemset(scratch_.get(), 0, scratch_bytes_), "clearing the memory of sampling");
-  result_room_ = static_cast<size_t>(max_samples) * (sizeof(SampleOutput) + 32 * sizeof(TokenLogprob));
-  results_ = allocate(result_room_);
   allow_shared(choose_kernel, sizeof(ChooseRoom));
 }
 
@@ -488,30 +496,36 @@ size_t CudaSampler::packed_bytes(const Step& step) {
   return bytes;
 }
 
-CudaSampler::Packed CudaSampler::pack(const Step& step, std::byte* staging, const std::byte* device) {
+size_t CudaSampler::result_bytes(const Step& step) {
+  size_t bytes = kOutputsAt + step.samples.size() * sizeof(SampleOutput);
+  for (const SampleSpec& spec : step.samples)
+    bytes += static_cast<size_t>(std::max(spec.logprobs, 0)) * sizeof(TokenLogprob);
+  return bytes;
+}
+
+CudaSampler::Kind CudaSampler::kind_of(const Step& step) {
+  const bool greedy = std::all_of(step.samples.begin(), step.samples.end(), [](const SampleSpec& spec) {
+    return spec.temperature == 0 && spec.logprobs < 0 && spec.bias.empty() && !has_penalties(spec);
+  });
+  return greedy ? Kind::kGreedy : Kind::kAny;
+}
+
+void CudaSampler::pack(const Step& step, std::byte* staging, const std::byte* device,
+                       std::byte* results) const {
   const size_t count = step.samples.size();
   if (count > static_cast<size_t>(max_samples_)) {
     throw Error(ErrorCode::kUnsupported, "step: a GPU takes at most " + std::to_string(max_samples_) +
                                              " samples, got " + std::to_string(count) +
                                              "; make more steps of them");
   }
-  Packed packed{Kind::kGreedy, 0, count * sizeof(SampleOutput)};
-  for (const SampleSpec& spec : step.samples) {
-    if (spec.logprobs > 0) packed.result_bytes += static_cast<size_t>(spec.logprobs) * sizeof(TokenLogprob);
-  }
-  if (packed.result_bytes > result_room_) {
-    results_.reset();  // waits for the launches before
-    result_room_ = packed.result_bytes;
-    results_ = allocate(result_room_);
-  }
-
   size_t at = sizeof(SampleTable) + count * sizeof(SampleRow);
   const auto append = [&]<class T>(const T* from, size_t n, const T*& pointer) {
     pointer = reinterpret_cast<const T*>(device + at);
     if (n > 0) std::memcpy(staging + at, from, n * sizeof(T));
     at += n * sizeof(T);
   };
-  auto* top = reinterpret_cast<TokenLogprob*>(results_.get() + count * sizeof(SampleOutput));
+  auto* outputs = reinterpret_cast<SampleOutput*>(results + kOutputsAt);
+  auto* top = reinterpret_cast<TokenLogprob*>(outputs + count);
   std::vector<TokenBias> biases;
   for (size_t i = 0; i < count; ++i) {
     const SampleSpec& spec = step.samples[i];
@@ -539,14 +553,10 @@ CudaSampler::Packed CudaSampler::pack(const Step& step, std::byte* staging, cons
     if (spec.logprobs > 0) top += spec.logprobs;
 
     std::memcpy(staging + sizeof(SampleTable) + i * sizeof(SampleRow), &row, sizeof row);
-    if (spec.temperature > 0 || spec.logprobs >= 0 || row.history_length > 0 || row.bias_count > 0) {
-      packed.kind = Kind::kAny;
-    }
   }
-  const SampleTable table{static_cast<int32_t>(count), reinterpret_cast<SampleOutput*>(results_.get())};
+  const SampleTable table{static_cast<int32_t>(count), reinterpret_cast<unsigned long long*>(results),
+                          outputs};
   std::memcpy(staging, &table, sizeof table);
-  packed.bytes = at;
-  return packed;
 }
 
 void CudaSampler::launch(cudaStream_t stream, Kind kind, int32_t bucket, const StepView& step,
@@ -558,10 +568,10 @@ void CudaSampler::launch(cudaStream_t stream, Kind kind, int32_t bucket, const S
   const LaunchShape by_slice{dim3(static_cast<unsigned>(scratch.slices), samples), dim3(kSamplingThreads), 0,
                              true};
   if (kind == Kind::kGreedy) {
-    cuda::launch(scan_kernel<false>, by_slice, stream, table, logits, row_stride, scratch, next_tokens);
+    cuda::launch(scan_kernel<false>, by_slice, stream, table, step, logits, row_stride, scratch, next_tokens);
     return;
   }
-  cuda::launch(scan_kernel<true>, by_slice, stream, table, logits, row_stride, scratch, next_tokens);
+  cuda::launch(scan_kernel<true>, by_slice, stream, table, step, logits, row_stride, scratch, next_tokens);
   cuda::launch(weigh_kernel, by_slice, stream, table, logits, row_stride, scratch);
   cuda::launch(choose_kernel, LaunchShape{dim3(samples), dim3(kSamplingThreads), sizeof(ChooseRoom), true},
                stream, table, step, logits, row_stride, scratch, next_tokens);
@@ -571,10 +581,10 @@ std::vector<SampleResult> CudaSampler::unpack(const Step& step, const std::byte*
                                               const std::function<std::string(size_t sample)>& describe) {
   const size_t count = step.samples.size();
   std::vector<SampleResult> unpacked(count);
-  size_t at = count * sizeof(SampleOutput);
+  size_t at = kOutputsAt + count * sizeof(SampleOutput);
   for (size_t i = 0; i < count; ++i) {
     SampleOutput output;
-    std::memcpy(&output, results + i * sizeof output, sizeof output);
+    std::memcpy(&output, results + kOutputsAt + i * sizeof output, sizeof output);
     if (output.status == SampleStatus::kNotFinite) {
       throw Error(ErrorCode::kNonFinite, describe(i) + ": the logits hold NaN or infinity");
     }

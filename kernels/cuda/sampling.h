@@ -1,8 +1,7 @@
 #pragma once
 // The next token of each output row, chosen on the GPU: cpu/sampling.h over device memory.
 //
-//   pack()  ->  [ table | samples | histories, biases ]  -> upload by the caller -> launch() -> results() ->
-//   unpack()
+//   pack()  ->  [ table | samples | histories, biases ]  -> upload by the caller -> launch() -> unpack()
 //
 // A sample's result depends on its specification, logits and position alone, not on what else is in the step.
 // Greedy tokens, top-k sets and the lists of the most likely tokens are those of the CPU, ties included.
@@ -39,35 +38,32 @@ class CudaSampler {
   /// log-probabilities, else three.
   enum class Kind : int32_t { kGreedy, kAny };
 
-  struct Packed {
-    Kind kind;
-    size_t bytes;         // of the table and what follows it
-    size_t result_bytes;  // at results(), when the launch has run
-  };
-  /// Room that pack() needs for a step, in bytes.
+  static Kind kind_of(const Step& step);
+
+  /// Room that pack() needs for a step, and its samples on the GPU, in bytes.
   static size_t packed_bytes(const Step& step);
+  /// Room for the results of a step's samples, in bytes.
+  static size_t result_bytes(const Step& step);
   /// Writes the samples of a checked step to `staging`, for the caller to copy to `device` before the launch;
-  /// that address, a multiple of 16, is in what is written. Throws kUnsupported for more than max_samples,
-  /// kOutOfMemory.
-  Packed pack(const Step& step, std::byte* staging, const std::byte* device);
+  /// that address, a multiple of 16, is in what is written, and `results` is, too: pinned memory, 16-byte
+  /// aligned, that the launch writes. Throws kUnsupported for more than max_samples.
+  void pack(const Step& step, std::byte* staging, const std::byte* device, std::byte* results) const;
 
   /// Chooses the tokens of all samples of the table, of which there are at most `bucket`, so that a captured
   /// graph serves every step of so many. `packed`: what pack() wrote, in device memory. logits: [outputs,
   /// row_stride >= vocabulary]. `next_tokens`, unless null, gets the token of sample i at i (0 where sampling
-  /// fails). A draw is for the position after its row's in `step`.
+  /// fails). A draw is for the position after its row's in `step`. The results begin with
+  /// StepView::first_bad, as the kernels before left it.
   void launch(cudaStream_t stream, Kind kind, int32_t bucket, const StepView& step, const std::byte* packed,
               const float* logits, int64_t row_stride, int32_t* next_tokens) const;
 
-  /// Device memory that the launch writes, until the next pack(), which may move it.
-  const std::byte* results() const { return results_.get(); }
-
-  /// `results`: a copy of results(). Throws what the CPU's sampler throws for the first sample that failed,
+  /// `results`: what the launch wrote. Throws what the CPU's sampler throws for the first sample that failed,
   /// which describe(i) names.
   static std::vector<SampleResult> unpack(const Step& step, const std::byte* results,
                                           const std::function<std::string(size_t sample)>& describe);
 
   /// Device memory in bytes.
-  size_t bytes() const { return scratch_bytes_ + result_room_; }
+  size_t bytes() const { return scratch_bytes_; }
 
  private:
   struct Free {
@@ -78,8 +74,8 @@ class CudaSampler {
   SamplingScratch scratch() const;
 
   int32_t max_samples_, vocabulary_;
-  size_t scratch_bytes_ = 0, result_room_ = 0;
-  DeviceMemory scratch_, results_;
+  size_t scratch_bytes_ = 0;
+  DeviceMemory scratch_;
 };
 
 }  // namespace niwaki::cuda

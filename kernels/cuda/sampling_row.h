@@ -19,7 +19,7 @@ struct alignas(16) SampleRow {
   uint64_t seed;
   const int32_t* history;
   const TokenBias* biases;  // by token; those of one token in the order of the specification
-  TokenLogprob* top;        // [logprobs]
+  TokenLogprob* top;        // [logprobs], the host's as well as the GPU's
   int32_t history_length, bias_count;
   int32_t output, top_k, logprobs;
   float temperature, top_p, min_p;
@@ -41,9 +41,10 @@ struct SampleOutput {
   SampleStatus status;
 };
 
-/// `count` SampleRows follow it.
+/// `count` SampleRows follow it. What the pointers are to is the host's as well as the GPU's.
 struct alignas(16) SampleTable {
   int32_t count;
+  unsigned long long* first_bad;  // a copy of StepView::first_bad
   SampleOutput* outputs;
 
   __device__ const SampleRow& operator[](int32_t i) const {

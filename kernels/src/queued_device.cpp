@@ -4,7 +4,6 @@
 #include <fstream>
 #include <iterator>
 #include <new>
-#include <span>
 #include <thread>
 
 #include "niwaki/error.h"
@@ -12,18 +11,6 @@
 
 namespace niwaki {
 namespace {
-
-/// Makes a step the one that follows it.
-void become_following(Step& step, std::span<const SampleResult> chosen) {
-  step.tokens.resize(chosen.size());
-  step.outputs.resize(chosen.size());
-  for (size_t i = 0; i < chosen.size(); ++i) {
-    step.tokens[i] = chosen[i].token;
-    step.outputs[i] = static_cast<int32_t>(i);
-    step.sequences[i].row_count = 1;
-    ++step.sequences[i].context_length;
-  }
-}
 
 /// What a job throws, as an Error of this library where it has a code for it.
 template <class F>
@@ -42,9 +29,31 @@ std::exception_ptr failure_of(F&& f) {
 
 }  // namespace
 
+void become_following(Step& step) {
+  step.tokens.resize(step.sequences.size());
+  step.outputs.resize(step.sequences.size());
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    step.outputs[i] = static_cast<int32_t>(i);
+    step.sequences[i].row_count = 1;
+    ++step.sequences[i].context_length;
+  }
+}
+
 QueuedPlan::QueuedPlan(PlanSpec spec, std::shared_ptr<const void> owner)
     : spec_(std::move(spec)), owner_(std::move(owner)) {
   check_plan(spec_);
+}
+
+void QueuedPlan::run_following(Step& step, const std::atomic<bool>& cancelled,
+                               const std::atomic<bool>& finished, const StepRan& ran) {
+  for (int32_t left = step.following;; --left) {
+    StepResult result = run(step, cancelled);
+    std::vector<int32_t> chosen;
+    for (const SampleResult& sample : result.samples) chosen.push_back(sample.token);
+    if (!ran(std::move(result), left > 0 && !finished.load(std::memory_order_relaxed))) return;
+    become_following(step);
+    step.tokens = std::move(chosen);
+  }
 }
 
 class QueuedDevice::QueuedJob final : public Job {
@@ -132,9 +141,10 @@ std::shared_ptr<Job> QueuedDevice::run(std::shared_ptr<Plan> plan, Step step, St
     const std::exception_ptr failure = failure_of([&] {
       start(*job, "the step");
       const Clock::time_point begun = std::max(submitted, free_since_);
-      result = plan->run(step, job->cancelled);
-      result.waited = std::chrono::duration<double>(begun - submitted).count();
-      run_following(*plan, step, *job, begun, ready, result);
+      const double waited = std::chrono::duration<double>(begun - submitted).count();
+      if (step.following == 0) result = plan->run(step, job->cancelled);
+      result.waited = waited;
+      if (step.following > 0) run_following(*plan, step, *job, begun, ready, result);
     });
     plan.reset();
     step.adapter_slots.reset();
@@ -169,31 +179,27 @@ std::shared_ptr<QueuedSlots> QueuedDevice::own(std::shared_ptr<AdapterSlots> slo
   return own_slots;
 }
 
-/// Runs the steps that follow `step`, which becomes one after the other; `result` is that of the first, and
-/// in the end has the samples that were not handed over.
+/// Runs a step and those that follow it; `result` has the samples that were not handed over.
 void QueuedDevice::run_following(QueuedPlan& plan, Step& step, const QueuedJob& job, Clock::time_point begun,
                                  const SamplesReady& ready, StepResult& result) {
   std::vector<SampleResult>& samples = result.samples;
-  const size_t count = step.samples.size();
   const std::chrono::duration<double> within(step.samples_within);
   Clock::time_point handed_over = begun;
-  for (int32_t left = step.following; left > 0; --left) {
-    if (job.finished.load(std::memory_order_relaxed)) return;
-    const auto chosen = std::span(samples).last(count);
-    for (size_t i = 0; i < count; ++i) {
+  plan.run_following(step, job.cancelled, job.finished, [&](StepResult one, bool more) {
+    for (size_t i = 0; i < one.samples.size(); ++i) {
       const auto& stop = step.samples[i].stop_tokens;
-      if (std::find(stop.begin(), stop.end(), chosen[i].token) != stop.end()) return;
+      if (std::find(stop.begin(), stop.end(), one.samples[i].token) != stop.end()) more = false;
     }
-    become_following(step, chosen);
+    std::move(one.samples.begin(), one.samples.end(), std::back_inserter(samples));
+    if (!more) return false;
     const auto now = Clock::now(), next_end = now + (now - begun);
     if (ready && next_end - handed_over > within) {
       ready(std::exchange(samples, {}), result.waited);
       handed_over = now;
     }
     begun = now;
-    StepResult next = plan.run(step, job.cancelled);
-    std::move(next.samples.begin(), next.samples.end(), std::back_inserter(samples));
-  }
+    return true;
+  });
 }
 
 /// Runs f when all that was queued before has ended.

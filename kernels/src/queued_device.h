@@ -1,6 +1,7 @@
 #pragma once
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,6 +11,9 @@
 #include "niwaki/device.h"
 
 namespace niwaki {
+
+/// Makes a step the one that follows it (Step::following), but for its tokens, which are left to the caller.
+void become_following(Step& step);
 
 /// A plan of a QueuedDevice.
 class QueuedPlan : public Plan {
@@ -22,6 +26,15 @@ class QueuedPlan : public Plan {
 
   /// From a job of the pool, with a step that check_step has passed. Throws kCancelled, kNonFinite.
   virtual StepResult run(const Step& step, const std::atomic<bool>& cancelled) = 0;
+
+  /// Gets the result of one step of several, and whether another is to follow; says whether it may.
+  using StepRan = std::function<bool(StepResult result, bool more)>;
+  /// Runs a step and those that follow it, which `step` becomes in turn, until `ran` refuses or `finished` is
+  /// seen. Results are as if each step were begun after `ran` had the one before; a plan may begin one
+  /// earlier, as long as nothing of it is left to run or is told when `ran` refuses it. From a job, as run();
+  /// throws what it and `ran` do, and then runs nothing any more either.
+  virtual void run_following(Step& step, const std::atomic<bool>& cancelled,
+                             const std::atomic<bool>& finished, const StepRan& ran);
 
  private:
   const PlanSpec spec_;

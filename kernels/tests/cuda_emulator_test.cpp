@@ -517,12 +517,58 @@ TEST(graphs) {
     CHECK(to[2] == 17 && to[3] == 112 + i);
   }
   launch(add, {.grid = 1, .block = 32}, other, values.device, 1);
+  CHECK(cudaStreamSynchronize(other) == cudaSuccess);
   CHECK(values.down()[2] == 18);
   cudaGraphExecDestroy(exec);
   cudaEventDestroy(forked);
   cudaEventDestroy(joined);
   cudaStreamDestroy(stream);
   cudaStreamDestroy(other);
+}
+
+TEST(late_streams) {
+  for (const auto async : {emulated::Async::kLate, emulated::Async::kEarly}) {
+    emulated::set_async(async);
+    const bool late = async == emulated::Async::kLate;
+    cudaStream_t stream, other, blocking;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+    cudaStreamCreate(&blocking);
+    cudaEvent_t event;
+    cudaEventCreate(&event);
+    Array<int> values(32);
+    int* host;
+    CHECK(cudaMallocHost(&host, 128) == cudaSuccess);
+    std::fill(host, host + 32, 1);
+    CHECK(cudaMemcpyAsync(values.device, host, 128, cudaMemcpyHostToDevice, stream) == cudaSuccess);
+    host[0] = 2;
+    cudaEventRecord(event, stream);
+    launch(add, {.grid = 1, .block = 32}, stream, values.device, 10);
+    CHECK(values.down()[1] == (late ? -1 : 11));
+    CHECK(cudaEventSynchronize(event) == cudaSuccess);
+    CHECK(values.down()[0] == (late ? 2 : 11) && values.down()[1] == (late ? 1 : 11));
+    // Of another stream, after all of the first that the event is after.
+    cudaEventRecord(event, stream);
+    cudaStreamWaitEvent(other, event);
+    launch(add, {.grid = 1, .block = 32}, other, values.device, 100);
+    CHECK(values.down()[1] == (late ? 1 : 111));
+    CHECK(cudaStreamSynchronize(other) == cudaSuccess);
+    CHECK(values.down()[1] == 111);
+    // Copies of pageable memory, and other streams, are not late.
+    int to[32];
+    launch(add, {.grid = 1, .block = 32}, stream, values.device, 1000);
+    CHECK(cudaMemcpyAsync(to, values.device, 128, cudaMemcpyDeviceToHost, stream) == cudaSuccess);
+    CHECK(to[1] == 1111);
+    launch(add, {.grid = 1, .block = 32}, blocking, values.device, 1);
+    CHECK(values.down()[1] == 1112);
+    launch(add, {.grid = 1, .block = 32}, stream, values.device, 1);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    CHECK(values.down()[1] == 1113);
+    cudaEventDestroy(event);
+    cudaFreeHost(host);
+    for (const cudaStream_t s : {stream, other, blocking}) cudaStreamDestroy(s);
+  }
+  emulated::set_async(emulated::Async::kLate);
 }
 
 TEST(memory) {

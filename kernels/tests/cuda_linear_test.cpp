@@ -36,6 +36,50 @@ int launched_rows(int rows) {
   return rows <= cuda::kPlaneRows ? rows : (rows + 15) / 16 * 16;
 }
 
+std::vector<std::byte> copy_of(const void* on_gpu, size_t bytes) {
+  std::vector<std::byte> copy(bytes);
+  cuda::check(cudaMemcpy(copy.data(), on_gpu, bytes, cudaMemcpyDeviceToHost), "a copy");
+  return copy;
+}
+
+/// A product normed and quantized on the way, from a row of floats, gives what `product` gave; and SwiGLU's
+/// results quantized what they are quantized to by themselves.
+void row_of_floats(const Bench& bench, const cuda::SignProduct& product, const cuda::FloatRows& x,
+                   const cuda::NormWeights& norm, const std::vector<float>& before) {
+  const size_t width = before.size();
+  const cuda::DeviceMemory out(width * sizeof(float), "y");
+  cuda::check(cudaMemcpy(out.at<void>(), before.data(), out.size(), cudaMemcpyHostToDevice), "y");
+  cuda::RowProduct row{product.run,      x.data, norm, 0, 0, {}, {out.at<float>(), x.stride},
+                       product.epilogue, {},     0};
+  cuda::multiply_row(bench.step, row, 4, nullptr);
+  cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
+  const size_t first = static_cast<size_t>(product.run->first_row) * sizeof(float),
+               size = static_cast<size_t>(product.run->rows) * sizeof(float) /
+                      (product.epilogue == cuda::Epilogue::kSwiglu ? 2 : 1);
+  const auto expected = copy_of(product.out.data, out.size());
+  auto found = copy_of(out.at<void>(), out.size());
+  CHECK(std::memcmp(found.data() + first, expected.data() + first, size) == 0);
+  if (product.epilogue != cuda::Epilogue::kSwiglu || width % cuda::kGroup != 0) return;
+  for (const auto layout : {cuda::QuantizedLayout::kBits1, cuda::QuantizedLayout::kBits2}) {
+    const cuda::QuantizedBytes bytes(layout, 1, static_cast<int64_t>(width));
+    const size_t all = bytes.data + bytes.scales + bytes.sums;
+    const auto quantized = [&](const cuda::DeviceMemory& memory) {
+      cuda::check(cudaMemset(memory.at<void>(), 0, all), "quantized");
+      return cuda::Quantized{layout, 1, memory.at<uint8_t>(), memory.at<float>(bytes.data),
+                             memory.at<int32_t>(bytes.data + bytes.scales)};
+    };
+    const cuda::DeviceMemory apart(all, "quantized"), together(all, "quantized");
+    const cuda::Preparation work{product.out, static_cast<int32_t>(width), {},        0, {},
+                                 1,           {quantized(apart)},          {0, false}};
+    cuda::prepare_rows(bench.step, work, 1, nullptr);
+    row.out.data = nullptr;
+    row.next = quantized(together);
+    cuda::multiply_row(bench.step, row, 4, nullptr);
+    cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
+    CHECK(copy_of(apart.at<void>(), all) == copy_of(together.at<void>(), all));
+  }
+}
+
 /// y = W x on the GPU. `y` holds what is there before.
 std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x,
                        int rows, cuda::Epilogue epilogue, const std::vector<float>& before,
@@ -75,6 +119,7 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
     const cuda::SignProduct product{&part, launched, quantized, y, epilogue};
     cuda::multiply_sign(product, 4, nullptr);
     cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
+    if (rows == 1 && columns <= cuda::kMostRowFloats) row_of_floats(bench, product, floats, norm, before);
   }
   cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
   CHECK(bench.first_bad() == ~0ull);

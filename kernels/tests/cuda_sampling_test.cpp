@@ -4,6 +4,7 @@
 
 #include "cpu/sampling.h"
 #include "cpu/tier.h"
+#include "cuda/memory.h"
 #include "cuda/sampling.h"
 #include "niwaki/error.h"
 #include "tests/check.h"
@@ -68,22 +69,23 @@ std::vector<SampleResult> on_gpu(CudaSampler& sampler, const Logits& logits,
   cuda::StepView view{};
   view.outputs = device_outputs.get();
   view.positions = device_positions.get();
+  const Device<unsigned long long> first_bad(std::vector{7ull << 32});
+  view.first_bad = first_bad.get();
 
   Step step;
   step.outputs = outputs;
   step.samples = samples;
   std::vector<std::byte> staging(CudaSampler::packed_bytes(step));
   Device<std::byte> table(staging);
-  const CudaSampler::Packed packed = sampler.pack(step, staging.data(), table.get());
-  CHECK(packed.bytes == staging.size());
+  const cuda::PinnedMemory results(CudaSampler::result_bytes(step));
+  sampler.pack(step, staging.data(), table.get(), results.at<std::byte>());
   table.upload(staging);
   const auto bucket = static_cast<int32_t>(samples.size() + 1);
-  sampler.launch(nullptr, as_any ? CudaSampler::Kind::kAny : packed.kind, bucket, view, table.get(),
-                 device_logits.get(), static_cast<int64_t>(stride), next_tokens.get());
-  std::vector<std::byte> results(packed.result_bytes);
-  cuda::check(cudaMemcpy(results.data(), sampler.results(), results.size(), cudaMemcpyDeviceToHost), "test");
+  sampler.launch(nullptr, as_any ? CudaSampler::Kind::kAny : CudaSampler::kind_of(step), bucket, view,
+                 table.get(), device_logits.get(), static_cast<int64_t>(stride), next_tokens.get());
   const std::vector<int32_t> next = next_tokens.download(samples.size());
-  const std::vector<SampleResult> unpacked = CudaSampler::unpack(step, results.data(), name);
+  CHECK(*results.at<unsigned long long>() == 7ull << 32);
+  const std::vector<SampleResult> unpacked = CudaSampler::unpack(step, results.at<std::byte>(), name);
   for (size_t i = 0; i < samples.size(); ++i) CHECK(unpacked[i].token == next[i]);
   return unpacked;
 }
@@ -330,7 +332,7 @@ TEST(what_does_not_fit_is_refused) {
   CudaSampler sampler(2, 10);
   std::vector<std::byte> staging(CudaSampler::packed_bytes(step));
   CHECK(throws(ErrorCode::kUnsupported, "step: a GPU takes at most 2 samples, got 3; make more steps of them",
-               [&] { sampler.pack(step, staging.data(), nullptr); }));
+               [&] { sampler.pack(step, staging.data(), nullptr, nullptr); }));
   CHECK(throws(ErrorCode::kUnsupported,
                "sampling on a GPU: the vocabulary may have at most 1048576 tokens, got 1048577",
                [] { CudaSampler(1, (1 << 20) + 1); }));
@@ -347,6 +349,8 @@ TEST(a_captured_graph_serves_other_steps) {
   cuda::StepView view{};
   view.outputs = outputs.get();
   view.positions = positions.get();
+  const Device<unsigned long long> first_bad(std::vector{~0ull});
+  view.first_bad = first_bad.get();
   Device<std::byte> table(1 << 16);
 
   cudaGraph_t graph;
@@ -367,20 +371,18 @@ TEST(a_captured_graph_serves_other_steps) {
       if (i > round % 4) continue;
       step.samples.push_back(random_spec(random, vocabulary));
       step.samples.back().output = i;
-      if (round == 3) step.samples.back().logprobs = 500;  // more results than there was room for
+      if (round == 3) step.samples.back().logprobs = 500;
     }
     logits.upload(flat);
     positions.upload({round, round + 1, round + 2, round + 3});
     next_tokens.upload({-1, -1, -1, -1});
     std::vector<std::byte> staging(CudaSampler::packed_bytes(step));
-    const CudaSampler::Packed packed = sampler.pack(step, staging.data(), table.get());
+    const cuda::PinnedMemory results(CudaSampler::result_bytes(step));
+    sampler.pack(step, staging.data(), table.get(), results.at<std::byte>());
     table.upload(staging);
     cuda::check(cudaGraphLaunch(exec, stream), "test");
     cuda::check(cudaStreamSynchronize(stream), "test");
-    std::vector<std::byte> results(packed.result_bytes);
-    cuda::check(cudaMemcpy(results.data(), sampler.results(), results.size(), cudaMemcpyDeviceToHost),
-                "test");
-    const auto unpacked = CudaSampler::unpack(step, results.data(), name);
+    const auto unpacked = CudaSampler::unpack(step, results.at<std::byte>(), name);
     const std::vector<int32_t> next = next_tokens.download(4);
     for (size_t i = 0; i < 4; ++i) {
       CHECK(next[i] == (i < unpacked.size() ? unpacked[i].token : -1));

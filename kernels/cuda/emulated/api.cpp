@@ -4,14 +4,35 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
 
+#include "cuda/emulated/block.h"
 #include "cuda/emulated/threads.h"
 
 using Work = std::function<void()>;
+
+namespace {
+
+/// What was put into a stream and has not happened.
+struct Queue {
+  std::deque<Work> waiting;
+  size_t done = 0;
+
+  void catch_up(size_t end = SIZE_MAX) {
+    while (!waiting.empty() && done < end) {
+      const Work work = std::move(waiting.front());
+      waiting.pop_front();
+      ++done;
+      work();
+    }
+  }
+};
+
+}  // namespace
 
 struct CUgraph_st {
   std::vector<Work> work;
@@ -22,10 +43,14 @@ struct CUgraphExec_st {
 struct CUstream_st {
   CUgraph_st* graph = nullptr;  // that it is captured into
   bool origin = false;          // the capture began here
+  bool may_be_late = false;
+  std::shared_ptr<Queue> queue = std::make_shared<Queue>();
 };
 struct CUevent_st {
   bool timed = true;
   CUgraph_st* graph = nullptr;
+  std::shared_ptr<Queue> queue;  // that it was recorded in
+  size_t place = 0;              // what is before it there, and itself
   std::chrono::steady_clock::time_point time{};
 };
 
@@ -35,6 +60,7 @@ constexpr size_t kSharedWithoutAsking = 48 << 10, kSharedMost = 227 << 10;
 
 std::mutex mutex;
 std::map<uintptr_t, size_t> allocations;  // of the device
+std::map<uintptr_t, size_t> pinned;       // of the host
 size_t in_use = 0;
 size_t memory = [] {
   const char* value = std::getenv("NIWAKI_EMULATED_MEMORY");
@@ -70,10 +96,24 @@ bool may_copy(const void* to, const void* from, size_t to_bytes, size_t from_byt
   return (target == Side::kDevice) == to_device && (source == Side::kDevice) == from_device;
 }
 
-cudaError_t submit(cudaStream_t stream, Work work) {
+bool is_pageable(const void* pointer) {
+  const std::lock_guard lock(mutex);
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  for (const auto* all : {&allocations, &pinned}) {
+    const auto next = all->upper_bound(address);
+    if (next != all->begin() && address < std::prev(next)->first + std::prev(next)->second) return false;
+  }
+  return true;
+}
+
+cudaError_t submit(cudaStream_t stream, Work work, bool may_be_late = true) {
   if (stream && stream->graph) {
     stream->graph->work.push_back(std::move(work));
+  } else if (stream && stream->may_be_late && may_be_late &&
+             niwaki::cuda::emulated::async_mode == niwaki::cuda::emulated::Async::kLate) {
+    stream->queue->waiting.push_back(std::move(work));
   } else {
+    if (stream) stream->queue->catch_up();
     work();
   }
   return cudaSuccess;
@@ -86,12 +126,13 @@ cudaError_t copy_rows(void* to, size_t to_pitch, const void* from, size_t from_p
   if (!may_copy(to, from, to_pitch * (height - 1) + width, from_pitch * (height - 1) + width, kind)) {
     return done(cudaErrorInvalidValue);
   }
-  return submit(stream, [=] {
+  const Work work = [=] {
     for (size_t row = 0; row < height; ++row) {
       std::memmove(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch,
                    width);
     }
-  });
+  };
+  return submit(stream, work, !is_pageable(to) && !is_pageable(from));
 }
 
 }  // namespace
@@ -222,6 +263,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+  std::vector<std::shared_ptr<Queue>> queues;
+  {
+    const std::lock_guard lock(mutex);
+    for (const CUstream_st* stream : streams) queues.push_back(stream->queue);
+  }
+  for (const auto& queue : queues) queue->catch_up();
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
@@ -266,12 +313,16 @@ cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
   if (bytes == 0) return cudaSuccess;
   if (posix_memalign(pointer, 256, bytes) != 0) return done(cudaErrorMemoryAllocation);
   std::memset(*pointer, 0xff, bytes);
+  const std::lock_guard lock(mutex);
+  pinned[reinterpret_cast<uintptr_t>(*pointer)] = bytes;
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** pointer, size_t bytes, unsigned flags) {
   return cudaHostAlloc(pointer, bytes, flags);
 }
 cudaError_t cudaFreeHost(void* pointer) {
+  const std::lock_guard lock(mutex);
+  pinned.erase(reinterpret_cast<uintptr_t>(pointer));
   std::free(pointer);
   return cudaSuccess;
 }
@@ -300,8 +351,9 @@ cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   return cudaMemsetAsync(to, value, bytes, nullptr);
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   *stream = new CUstream_st;
+  (*stream)->may_be_late = flags & cudaStreamNonBlocking;
   const std::lock_guard lock(mutex);
   streams.push_back(*stream);
   return cudaSuccess;
@@ -310,13 +362,18 @@ cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  const std::lock_guard lock(mutex);
-  if (std::erase(streams, stream) == 0) return done(cudaErrorInvalidResourceHandle);
+  {
+    const std::lock_guard lock(mutex);
+    if (std::erase(streams, stream) == 0) return done(cudaErrorInvalidResourceHandle);
+  }
+  stream->queue->catch_up();
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return done(stream && stream->graph ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+  if (stream && stream->graph) return done(cudaErrorStreamCaptureUnsupported);
+  if (stream) stream->queue->catch_up();
+  return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   return cudaStreamSynchronize(stream);
@@ -324,7 +381,8 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   // A stream that waits for one that is captured is captured with it.
   if (stream && event->graph) stream->graph = event->graph;
-  return cudaSuccess;
+  if (event->graph || !event->queue) return cudaSuccess;
+  return submit(stream, [queue = event->queue, place = event->place] { queue->catch_up(place); });
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   *event = new CUevent_st;
@@ -335,16 +393,22 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) {
   return cudaEventCreateWithFlags(event, cudaEventDefault);
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  if (event->queue) event->queue->catch_up(event->place);  // it sets the event's time
   delete event;
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->graph = stream ? stream->graph : nullptr;
-  if (!event->graph) event->time = std::chrono::steady_clock::now();
+  if (event->graph) return cudaSuccess;
+  submit(stream, [event] { event->time = std::chrono::steady_clock::now(); });
+  event->queue = stream ? stream->queue : nullptr;
+  if (stream) event->place = stream->queue->done + stream->queue->waiting.size();
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return done(event->graph ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+  if (event->graph) return done(cudaErrorStreamCaptureUnsupported);
+  if (event->queue) event->queue->catch_up(event->place);
+  return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   return cudaEventSynchronize(event);

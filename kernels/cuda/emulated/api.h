@@ -1,6 +1,7 @@
 #pragma once
 // The part of the CUDA runtime's API that Niwaki calls. What is put into a stream happens at once, unless the
-// stream is captured.
+// stream is captured, or is one of cudaStreamNonBlocking and asynchronous things are late (set_async): then
+// it happens when the stream, or an event after it, is waited for. Copies of pageable memory are never late.
 #include <cstddef>
 #include <functional>
 

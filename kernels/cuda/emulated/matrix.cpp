@@ -130,6 +130,22 @@ void mma_bits(void* const (&arguments)[32], uint32_t) {
   }
 }
 
+void mma_bytes(void* const (&arguments)[32], uint32_t) {
+  uint8_t a[16][32], b[8][32];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& mine = operands<int32_t>(arguments, lane);
+    const int row = lane / 4, k = lane % 4 * 4;
+    for (int i = 0; i < 4; ++i) std::memcpy(a[row + i % 2 * 8] + k + i / 2 * 16, mine.a + i, 4);
+    for (int i = 0; i < 2; ++i) std::memcpy(b[row] + k + i * 16, mine.b + i, 4);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    int32_t* d = operands<int32_t>(arguments, lane).d;
+    for (int i = 0; i < 4; ++i) {
+      for (int k = 0; k < 32; ++k) d[i] += a[row_of_sum(lane, i)][k] * b[column_of_sum(lane, i)][k];
+    }
+  }
+}
+
 void multiply(Product& product) {
   float a[16][16];
   static Eight b[16 * 32], sums[16 * 32];  // too large for a thread's stack

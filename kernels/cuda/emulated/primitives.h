@@ -38,6 +38,7 @@ struct Mma {
 };
 void mma_f16(void* const (&arguments)[32], uint32_t mask);
 void mma_bits(void* const (&arguments)[32], uint32_t mask);
+void mma_bytes(void* const (&arguments)[32], uint32_t mask);
 
 struct Wgmma {
   float* d;
@@ -137,6 +138,16 @@ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 inline void mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b, NIWAKI_WHERE) {
   emulated::Mma<int32_t> mine{d, a, &b};
   emulated::meet_warp(~0u, "mma_bits", emulated::mma_bits, &mine, where);
+}
+
+inline void add_mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b, NIWAKI_WHERE) {
+  int32_t more[4];
+  mma_bits(more, a, b, where);
+  for (int i = 0; i < 4; ++i) d[i] += more[i];
+}
+inline void add_mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NIWAKI_WHERE) {
+  emulated::Mma<int32_t> mine{d, a, b};
+  emulated::meet_warp(~0u, "add_mma_bytes", emulated::mma_bytes, &mine, where);
 }
 
 inline uint64_t describe_shared(const void* shared, uint32_t along_k, uint32_t along_n) {
