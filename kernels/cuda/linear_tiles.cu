@@ -10,20 +10,20 @@ namespace {
 
 constexpr int kUnitWords = 4 * 32 * 16, kUnitPairs = 4 * 8 * 8;  // bytes of a unit of a warpgroup's tiles
 
-/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups. One more warp
-/// fetches. `Order`: what a warpgroup has under way at a time, see multiply_tiles_kernel.
-template <int N_, int Warpgroups, int Stages, int Blocks, int Cluster, int Order, int Bits>
+/// Shape of a block's tile: N rows of the step by 64 rows of weights for each of its warpgroups; `Blocks` of
+/// them fit a multiprocessor. `Ahead`: a warpgroup has two slices under way.
+template <int N_, int Warpgroups, int Stages, int Blocks, bool Ahead, int Bits>
 struct Shape {
   static constexpr int N = N_, kWarpgroups = Warpgroups, kStages = Stages, kBlocks = Blocks;
-  static constexpr int kCluster = Cluster, kOrder = Order;
-  // The fetching warp is in a warpgroup that gives its registers to the others.
+  static constexpr bool kAhead = Ahead;
+  // The fetching warps are in a warpgroup that gives its registers to the others.
   static constexpr int kThreads = 128 * (Warpgroups + 1);
-  static constexpr int kFewRegisters = Blocks * (Warpgroups + 1) > 3 && Blocks * Warpgroups != 2 ? 32 : 40;
   static constexpr int kLaunchRegisters = 65536 / Blocks / kThreads / 8 * 8;
+  static constexpr int kLeastRegisters = Blocks > 2 || Warpgroups > 3 ? 32 : 40;
   static constexpr int kRegisters =
-      (kLaunchRegisters * (Warpgroups + 1) - kFewRegisters) / Warpgroups / 8 * 8 > 232
-          ? 232
-          : (kLaunchRegisters * (Warpgroups + 1) - kFewRegisters) / Warpgroups / 8 * 8;
+      std::min((kLaunchRegisters * (Warpgroups + 1) - kLeastRegisters) / Warpgroups / 8 * 8, 232);
+  static constexpr int kFewRegisters =
+      std::min(kLaunchRegisters * (Warpgroups + 1) - kRegisters * Warpgroups, 64) / 8 * 8;
   // A stage of the pipeline has a unit of weights with its scales, rows of the step by one or two groups of
   // columns, their scales, and for weights of two bits the sums of the halves.
   static constexpr int kGroups = Bits == 1 ? 2 : 1;
@@ -81,34 +81,31 @@ __device__ inline void fetch_rows(const SignWork& work, unsigned char* shared, u
                                   uint64_t* empty) {
   constexpr int N = S::N;
   const auto rows = static_cast<size_t>(work.in.rows), row = static_cast<size_t>(blockIdx.y) * N;
+  const uint8_t* data = work.in.data + row * kGroup * 2;
+  const float* scales = work.in.scales + row;
+  const int32_t* sums = work.in.sums + row;
   wait_for_predecessor();
   fill_stages<S>(
       work.weights.units, shared, full, empty, [&](int unit, unsigned char* to, uint64_t* barrier) {
-        const int first = unit * S::kGroups, groups = min(S::kGroups, work.groups - first);
+        const int groups = min(S::kGroups, work.groups - unit * S::kGroups);
         arrive_expecting(barrier,
                          static_cast<uint32_t>(groups * (S::kData + N * 4) + (Bits == 1 ? 0 : 2 * N * 4)));
         for (int g = 0; g < groups; ++g) {
-          const auto group = static_cast<size_t>(first + g);
-          const uint8_t* from = work.in.data + (group * rows + row) * kGroup * 2;
-          if constexpr (S::kCluster == 1) {
-            copy_bulk(to + g * S::kData, from, S::kData, barrier);
-          } else {  // a share, to all blocks of the cluster
-            constexpr uint32_t kShare = S::kData / S::kCluster;
-            const uint32_t at = cluster_rank() * kShare;
-            copy_bulk_to_all(to + g * S::kData + at, from + at, kShare, barrier, S::kCluster);
-          }
-          copy_bulk(to + S::kScales + g * N * 4, work.in.scales + group * rows + row, N * 4, barrier);
+          copy_bulk(to + g * S::kData, data, S::kData, barrier);
+          copy_bulk(to + S::kScales + g * N * 4, scales, N * 4, barrier);
+          data += rows * kGroup * 2;
+          scales += rows;
           if constexpr (Bits == 2) {
-            const int32_t* sums = work.in.sums + 2 * group * rows + row;
             copy_bulk(to + S::kSums, sums, N * 4, barrier);
             copy_bulk(to + S::kSums + N * 4, sums + rows, N * 4, barrier);
+            sums += 2 * rows;
           }
         }
       });
 }
 
 template <class S, int Bits, Epilogue E>
-__global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kBlocks)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     multiply_tiles_kernel(const __grid_constant__ SignWork work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   constexpr int N = S::N;
@@ -120,21 +117,16 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
   if (thread == 0) {
     for (int s = 0; s < S::kStages; ++s) {
       init_barrier(full + s, 2);
-      init_barrier(empty + s, 4 * S::kWarpgroups * S::kCluster);
+      init_barrier(empty + s, 4 * S::kWarpgroups);
     }
     fence_barriers();
   }
   __syncthreads();
-  if constexpr (S::kCluster > 1) sync_cluster();
 
   if (warp >= 4 * S::kWarpgroups) {
     lower_registers<S::kFewRegisters>();
     if (thread == 128 * S::kWarpgroups) fetch_weights<S>(work, shared, full, empty);
     if (thread == 128 * S::kWarpgroups + 32) fetch_rows<S, Bits>(work, shared, full, empty);
-    if constexpr (S::kCluster > 1) {
-      __syncwarp();
-      sync_cluster();  // others write here
-    }
     return;
   }
   raise_registers<S::kRegisters>();
@@ -153,8 +145,8 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
   // Waits for the current stage, and gets its weights.
   const auto take = [&] {
     wait(full + s, parity);
-    words = reinterpret_cast<const uint4*>(stage + S::kWords + warp * (kUnitWords / 4))[lane];
-    next_pairs = reinterpret_cast<const uint2*>(stage + S::kPairs + warp * (kUnitPairs / 4))[lane / 4];
+    words = reinterpret_cast<const uint4*>(stage + S::kWords)[thread];
+    next_pairs = reinterpret_cast<const uint2*>(stage + S::kPairs)[thread / 4];
   };
   const auto advance = [&] {
     if (++s == S::kStages) {
@@ -163,7 +155,7 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
     }
     stage = shared + s * S::kStage;
   };
-  const auto expand_slice = [&](uint32_t (&a)[kSteps][4], int slice) {
+  const auto expand_slice = [&](uint32_t(&a)[kSteps][4], int slice) {
     const uint32_t low = slice == 0 ? words.x : words.z, high = slice == 0 ? words.y : words.w;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
@@ -174,7 +166,7 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
     }
   };
   // Begins the products of a slice of the current stage.
-  const auto multiply = [&](float (&p)[N / 2], const uint32_t (&a)[kSteps][4], int slice) {
+  const auto multiply = [&](float(&p)[N / 2], const uint32_t(&a)[kSteps][4], int slice) {
     // Descriptors count sixteen bytes. The reduction gives a uniform register, as products take it.
     const uint64_t data = describe_shared(stage, 128, 2048);
     const uint32_t low = __reduce_max_sync(kAllLanes, static_cast<uint32_t>(data)) +
@@ -184,7 +176,7 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
     for (int k = 0; k < kSteps; ++k) wgmma_f16<N>(p, a[k], data >> 32 << 32 | (low + k * 16), k > 0);
     commit_wgmma();
   };
-  const auto add = [&](float (&product)[N / 2], const unsigned char* at, int slice) {
+  const auto add = [&](float(&product)[N / 2], const unsigned char* at, int slice) {
     const auto* activation_scales = reinterpret_cast<const float2*>(at + S::kScales) + (lane & 3);
     const auto* activation_sums = reinterpret_cast<const int2*>(at + S::kSums) + (lane & 3);
     const uint32_t pair = slice == 0 ? pairs.x : pairs.y;
@@ -209,21 +201,20 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
   };
   const auto release = [&](int released) {
     __syncwarp();
-    if constexpr (S::kCluster == 1) {
-      if (lane == 0) arrive(empty + released);
-    } else {
-      if (lane < S::kCluster) arrive_at(empty + released, static_cast<uint32_t>(lane));
-    }
+    if (lane == 0) arrive(empty + released);
   };
 
-  const int tile = static_cast<int>(blockIdx.x) * 4 * S::kWarpgroups + warp;
-  const bool has_rows = tile < w.tiles;  // of the padded weights
-  const int low_at = has_rows ? work.low_column(tile, lane / 4) : -1,
-            high_at = has_rows ? work.high_column(tile, lane / 4) : -1;
+  // Where results go, and what is there before. Asked for late, so as not to take registers meanwhile.
   const int64_t stride = work.out.stride;
-  float* out = work.out.data + (static_cast<int>(blockIdx.y) * N + 2 * (lane & 3)) * stride;
+  int low_at, high_at;
+  float* out;
   float before[N / 2];
   const auto read_before = [&] {
+    const int tile = static_cast<int>(blockIdx.x) * 4 * S::kWarpgroups + warp;
+    const bool has_rows = tile < w.tiles;  // of the padded weights
+    low_at = has_rows ? work.low_column(tile, lane / 4) : -1;
+    high_at = has_rows ? work.high_column(tile, lane / 4) : -1;
+    out = work.out.data + (static_cast<int>(blockIdx.y) * N + 2 * (lane & 3)) * stride;
     wait_for_predecessor();  // long over: what is added to was written before
     if constexpr (E == Epilogue::kAdd) {
 #pragma unroll
@@ -235,7 +226,7 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
   };
   const bool odd = work.slices % 2 != 0;  // what stands in the last slice's place is anything
 
-  if constexpr (S::kOrder == 0) {
+  if constexpr (!S::kAhead) {
     // A slice after the other: others multiply meanwhile.
     float p[N / 2];
     uint32_t a[kSteps][4];
@@ -253,38 +244,6 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
       advance();
     }
     read_before();
-  } else if constexpr (S::kOrder == 1) {
-    // The next slice's weights are expanded while one is multiplied.
-    float p[N / 2];
-    uint32_t a[2][kSteps][4];
-    take();
-    expand_slice(a[0], 0);
-    for (int unit = 0; unit < w.units - 1; ++unit) {
-      pairs = next_pairs;
-      multiply(p, a[0], 0);
-      expand_slice(a[1], 1);
-      wait_wgmma<0>();
-      add(p, stage, 0);
-      multiply(p, a[1], 1);
-      const unsigned char* now = stage;
-      const int released = s;
-      advance();
-      take();
-      expand_slice(a[0], 0);
-      wait_wgmma<0>();
-      add(p, now, 1);
-      release(released);
-    }
-    pairs = next_pairs;
-    multiply(p, a[0], 0);
-    expand_slice(a[1], 1);
-    wait_wgmma<0>();
-    add(p, stage, 0);
-    multiply(p, a[1], 1);
-    read_before();
-    wait_wgmma<0>();
-    if (!odd) add(p, stage, 1);
-    release(s);
   } else {
     // While one is multiplied, the one before is added and the next one's weights are expanded.
     float p[2][N / 2];
@@ -337,7 +296,6 @@ __global__ void NIWAKI_CLUSTER(S::kCluster) __launch_bounds__(S::kThreads, S::kB
   };
   write(low_at, 0);
   if constexpr (E != Epilogue::kSwiglu) write(high_at, 2);
-  if constexpr (S::kCluster > 1) sync_cluster();
 }
 
 template <class S, int Bits, Epilogue E>
@@ -347,9 +305,9 @@ void launch_tiles(const SignWork& work, cudaStream_t stream) {
     return true;
   }();
   static_cast<void>(allowed);
-  constexpr int kRows = 64 * S::kWarpgroups * S::kCluster;
+  constexpr int kRows = 64 * S::kWarpgroups;
   launch(multiply_tiles_kernel<S, Bits, E>,
-         {dim3(static_cast<unsigned>((work.run_rows + kRows - 1) / kRows * S::kCluster),
+         {dim3(static_cast<unsigned>((work.run_rows + kRows - 1) / kRows),
                static_cast<unsigned>((work.rows + S::N - 1) / S::N)),
           dim3(S::kThreads), S::kShared, true},
          stream, work);
@@ -367,12 +325,12 @@ void choose_epilogue(const SignWork& work, Epilogue epilogue, cudaStream_t strea
   }
 }
 
-/// The shapes of tiles, with about the time that one takes for a unit of weights, in hundredths of a
-/// microsecond.
+/// The shapes of tiles, with about the time of a unit of weights in hundredths of a microsecond, where one,
+/// two, .. blocks are on a multiprocessor, beginning and end included.
 constexpr struct {
-  int rows, warpgroups, time;
-} kTiles[kTileShapes] = {{16, 1, 40}, {32, 1, 54}, {64, 1, 97}, {64, 2, 126}, {128, 2, 230}};
-constexpr int64_t kLatency = 100;  // of a tile alone
+  int rows, warpgroups, blocks, times[3];
+} kTiles[kTileShapes] = {{16, 1, 2, {62, 73}}, {16, 1, 3, {75, 92, 97}}, {32, 1, 1, {61}}, {32, 3, 1, {113}},
+                         {64, 1, 1, {73}},     {64, 3, 1, {155}},        {64, 4, 1, {195}}};
 
 }  // namespace
 
@@ -388,8 +346,10 @@ int tile_of(int64_t weight_rows, int rows, int multiprocessors) {
     if (!tile_fits(i, rows)) continue;
     const int64_t weights = 64 * tile.warpgroups;
     const int64_t blocks = (weight_rows + weights - 1) / weights * (rows / tile.rows);
-    const int64_t time = std::max(kLatency, (blocks + multiprocessors - 1) / multiprocessors * tile.time);
-    if (best < 0 || time <= least) {
+    const int64_t each = (blocks + multiprocessors - 1) / multiprocessors, last = each % tile.blocks;
+    const int64_t time =
+        each / tile.blocks * tile.times[tile.blocks - 1] + (last > 0 ? tile.times[last - 1] : 0);
+    if (best < 0 || time < least) {
       best = i;
       least = time;
     }
@@ -400,20 +360,25 @@ int tile_of(int64_t weight_rows, int rows, int multiprocessors) {
 void multiply_tiles(const SignProduct& product, int tile, cudaStream_t stream) {
   const SignWork work = work_of(product);
   const auto choose = [&]<int Bits>() {
-    const auto run = [&]<int N, int W, int S, int B, int C, int O>() {
-      choose_epilogue<Shape<N, W, S, B, C, O, Bits>, Bits>(work, product.epilogue, stream);
+    const auto run = [&]<int N, int Warpgroups, int Stages, int Blocks, bool Ahead>() {
+      choose_epilogue<Shape<N, Warpgroups, Stages, Blocks, Ahead, Bits>, Bits>(work, product.epilogue,
+                                                                               stream);
     };
     switch (tile) {
       case 0:
-        return run.template operator()<16, 1, 6, 2, 1, 2>();
+        return run.template operator()<16, 1, 10, 2, true>();
       case 1:
-        return run.template operator()<32, 1, 5, 2, 1, 2>();
+        return run.template operator()<16, 1, 7, 3, true>();
       case 2:
-        return run.template operator()<64, 1, 6, 1, 1, 2>();
+        return run.template operator()<32, 1, 10, 1, true>();
       case 3:
-        return run.template operator()<64, 2, 5, 1, 1, 1>();
+        return run.template operator()<32, 3, 9, 1, true>();
+      case 4:
+        return run.template operator()<64, 1, 6, 1, true>();
+      case 5:
+        return run.template operator()<64, 3, 5, 1, false>();
       default:
-        return run.template operator()<128, 2, 3, 1, 1, 0>();
+        return run.template operator()<64, 4, 5, 1, false>();
     }
   };
   product.run->sign.bits == 1 ? choose.template operator()<1>() : choose.template operator()<2>();

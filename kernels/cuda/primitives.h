@@ -11,8 +11,6 @@
 
 /// Declares `name`, the dynamic shared memory of the block, aligned to 1,024 bytes.
 #define NIWAKI_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-/// Before __launch_bounds__: blocks whose x differs by less than `blocks` make a cluster.
-#define NIWAKI_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
 
 namespace niwaki::cuda {
 
@@ -120,43 +118,6 @@ __device__ inline void copy_bulk(void* shared, const void* global, uint32_t byte
       "l"(global), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
-
-// Of a cluster of blocks, at most 16.
-
-__device__ inline uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-/// __syncthreads() for a cluster; threads that ended are not waited for.
-__device__ inline void sync_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release;\n"
-      "barrier.cluster.wait.acquire;" ::
-          : "memory");
-}
-/// arrive() at the same barrier of the block of this rank.
-__device__ inline void arrive_at(uint64_t* barrier, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
-}
-/// copy_bulk() to the same place of all blocks; ends at the same barrier of each.
-__device__ inline void copy_bulk_to_all(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
-                                        int blocks) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
-      "[%3], %4;" ::"r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier)),
-      "h"(static_cast<uint16_t>((1u << blocks) - 1))
-      : "memory");
-}
-
 /// Between stores to shared memory by threads and its reading by copy_bulk or wgmma.
 __device__ inline void fence_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

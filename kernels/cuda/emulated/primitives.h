@@ -7,7 +7,6 @@
 #include "cuda/emulated/threads.h"
 
 #define NIWAKI_DYNAMIC_SHARED(name) unsigned char* const name = ::niwaki::cuda::emulated::dynamic_shared()
-#define NIWAKI_CLUSTER(blocks)  // of one
 
 namespace niwaki::cuda {
 
@@ -107,21 +106,6 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t
   emulated::copy_bulk(shared, global, bytes, barrier);
 }
 inline void fence_async() {}
-
-// A block is a cluster of its own.
-inline uint32_t cluster_rank() {
-  return 0;
-}
-inline void sync_cluster() {}
-inline void arrive_at(uint64_t* barrier, uint32_t rank) {
-  if (rank > 0) emulated::fail("arrive_at: a cluster has one block here");
-  arrive(barrier);
-}
-inline void copy_bulk_to_all(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
-                             int blocks) {
-  if (blocks > 1) emulated::fail("copy_bulk_to_all: a cluster has one block here");
-  copy_bulk(shared, global, bytes, barrier);
-}
 
 inline void load_matrices(uint32_t (&r)[4], const void* shared_row, NIWAKI_WHERE) {
   emulated::LoadMatrices mine{r, shared_row};
