@@ -2,9 +2,12 @@
 //
 // A block has a stretch of pairs of tiles, and goes through them in batches. Each of its warps takes every
 // sixteenth unit of a pair, through a ring of its own in shared memory that it begins to fill before the
-// kernels ahead have ended. What is not quantized yet each block quantizes for itself: that takes less time
+// kernels ahead have ended. What is not quantized yet each warp quantizes for its units: that takes less time
 // than one more kernel. A slice's sum and scale wait in shared memory until all slices of the batch are
 // there; then they are added, slices ascending.
+//
+// All of a kernel is one chain of instructions that waits for the row, so what does not depend on the row is
+// computed before.
 //
 // Of a pair's unit there are four sums for each row of a tile: of slices 0 and 1 of the first tile and of the
 // second. The one-bit instruction leaves the counts of planes 2 p and 2 p + 1 with lane p of each quad; as
@@ -25,7 +28,7 @@ constexpr int kGroupPairs = 8;                                   // that give a 
 
 /// Where things are in shared memory, in bytes; the rings of the warps are first.
 struct RowLayout {
-  int32_t barriers, sums, scales, slice_sums, squares, planes, values, bytes;
+  int32_t barriers, sums, squares, planes, scales, slice_sums, values, bytes;
 };
 
 /// Of a launch.
@@ -55,31 +58,31 @@ RowLayout lay_out(const RowWork& work, int bits, bool floats, bool quantizes) {
     end += (size + 15) / 16 * 16;
     return at;
   };
-  const int32_t groups = bits == 1 ? 2 * work.weights.units : work.weights.units;
+  const int32_t units = work.weights.units, groups = bits == 1 ? 2 * units : units;
   RowLayout at;
   at.barriers = take(kWarps * work.ring * 8);
-  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * 2 * work.weights.units * 128);
-  at.scales = take(groups * 4);
-  at.slice_sums = take(groups * 8);  // [group][2]
+  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * 2 * units * 128);
   at.squares = take(floats ? groups * 4 : 0);
-  at.planes = take(floats ? groups * (bits == 1 ? kBits1Words : 2 * kBits2Words) * 4 : 0);
+  // The row, once for all warps that share their units' groups with no other.
+  const int32_t copies = floats ? std::max(1, kWarps / units) : 0;
+  at.planes = take(copies * groups * (bits == 1 ? kBits1Words : 2 * kBits2Words) * 4);
+  at.scales = take(copies * groups * 4);
+  at.slice_sums = take(copies * groups * 8);  // [group][2]
   at.values = take(quantizes ? kGroup * 4 : 0);
   at.bytes = end;
   return at;
 }
 
 /// Planes of a slice as a lane has them: word lane % 4 of planes lane / 4, 8 + lane / 4 % 2, and 10.
-template <int Bits>
 struct SlicePlanes {
   uint32_t low, high, top;
-
-  template <bool kShared>
-  __device__ void load(const uint32_t* words, int lane) {
-    const auto word = [&](int i) { return kShared ? words[i] : __ldcg(words + i); };
-    low = word(lane);
-    high = word(32 + (lane & 7));
-    if constexpr (Bits == 2) top = word(40 + (lane & 3));
-  }
+};
+/// What a lane needs of the row for a unit: planes of both slices, and of slice lane % 2 the sum of its
+/// integers and the scale.
+struct UnitRow {
+  SlicePlanes planes[2];
+  int32_t sum;
+  float scale;
 };
 
 /// The counts of rows `which` and `which` + 8 of two slices as bytes.
@@ -138,9 +141,6 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     for (int i = 0; i < work.ring; ++i) fetch(i);
   }
 
-  // All that does not depend on the row is computed before the wait for it.
-  auto* scales = reinterpret_cast<float*>(shared + at.scales);
-  auto* slice_sums = reinterpret_cast<int32_t*>(shared + at.slice_sums);
   // 2^plane of counts 4 part .. 4 part + 3 for the column that is the lane's quad.
   const uint32_t powers = 0x0201u << 2 * part;
   uint32_t weigh[2] = {quad == 0   ? powers
@@ -179,85 +179,84 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   compute_now(weigh[1]);
   compute_now(out);
 
-  // The row.
-  [[maybe_unused]] float* const squares = reinterpret_cast<float*>(shared + at.squares);
-  const uint32_t* planes = kFloats ? reinterpret_cast<const uint32_t*>(shared + at.planes)
-                                   : reinterpret_cast<const uint32_t*>(work.in.data);
-  const int plane_rows = kFloats ? 1 : work.in.rows;
-  SlicePlanes<Bits> next[2];
-  const auto load_planes = [&](int unit) {
+  // The row, in global or shared memory.
+  constexpr QuantizedLayout kLayout = Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2;
+  Quantized in = work.in;
+  if constexpr (kFloats) {
+    const int groups = Bits == 1 ? slices : w.units;
+    in = {kLayout, 1, shared + at.planes + first_pair * groups * (Bits == 1 ? 4 : 8) * kWords,
+          reinterpret_cast<float*>(shared + at.scales) + first_pair * groups,
+          reinterpret_cast<int32_t*>(shared + at.slice_sums) + first_pair * groups * 2};
+  }
+  const auto load_unit = [&](int unit) {
+    UnitRow loaded{};
+    const auto read = [](const auto* from) { return kFloats ? *from : __ldcg(from); };
+    const auto rows = static_cast<size_t>(kFloats ? 1 : in.rows);
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
-      const int slice = 2 * unit + s;
-      const uint32_t* words = planes + static_cast<size_t>(slice) * static_cast<size_t>(plane_rows) * kWords;
-      if (kFloats || slice < work.slices)
-        next[s].template load<kFloats>(words, lane);
-      else
-        next[s] = {};
+      if (2 * unit + s >= work.slices) break;  // the second slice of the last unit may be nothing's
+      const auto* words =
+          reinterpret_cast<const uint32_t*>(in.data) + static_cast<size_t>(2 * unit + s) * rows * kWords;
+      loaded.planes[s].low = read(words + lane);
+      loaded.planes[s].high = read(words + 32 + (lane & 7));
+      if constexpr (Bits == 2) loaded.planes[s].top = read(words + 40 + (lane & 3));
     }
+    const int slice = 2 * unit + (lane & 1);
+    if (slice < work.slices) {
+      const int32_t* sums = in.sums + static_cast<size_t>(Bits == 1 ? 2 * slice : slice) * rows;
+      loaded.sum = Bits == 1 ? read(sums) + read(sums + rows) : read(sums);
+      if (!kFloats) loaded.scale = read(in.scales + static_cast<size_t>(Bits == 1 ? slice : unit) * rows);
+    }
+    return loaded;
   };
-  float before, factor = 1;
+  [[maybe_unused]] auto* const squares = reinterpret_cast<float*>(shared + at.squares);
+  float before;
+  UnitRow next;
   if constexpr (kFloats) {
-    const Quantized own{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1, shared + at.planes,
-                        scales, slice_sums};
-    const int half = thread / 16;
+    // Half a warp has a group of its unit, or with two bits a unit of its own.
+    const int half = lane / 16;
+    const auto group_of = [&](int pass) {
+      const int unit = first_unit + kWarps * (Bits == 1 ? pass : 2 * pass + half);
+      return unit >= w.units ? -1 : Bits == 1 ? 2 * unit + half : unit;
+    };
+    constexpr int kUnitsAtOnce = Bits == 1 ? 1 : 2;
+    const auto lane_of = [&](const float* row, int group) {
+      const int at_column = group * kGroup + half_warp_column(lane, 0);
+      return row != nullptr && group >= 0 && at_column < work.width ? row + at_column : nullptr;
+    };
     float value[8], weights[8];
-    read_group(work.norm.weights, half, work.width, weights, 1);
+    read_lane(lane_of(work.norm.weights, group_of(0)), weights, 1);
+    const float* from = lane_of(work.x, group_of(0));
 #pragma unroll
     for (float& weight : weights) compute_now(weight);
-    prefetch(work.x);
+    compute_now(from);
     wait_for_predecessor();
-    read_group(work.x, half, work.width, value);
+    read_lane(from, value, 0);
     before = before_at(column);
-    const int padded = Bits == 1 ? slices : w.units;  // what lies beyond the last group is nothing's
-    for (int group = half; group / 2 * 2 < padded; group += kThreads / 16) {
-      if (group != half) {
-        read_group(work.x, group, work.width, value);
-        read_group(work.norm.weights, group, work.width, weights, 1);
+    for (int pass = 0; first_unit + kWarps * kUnitsAtOnce * pass < w.units; ++pass) {
+      const int group = group_of(pass);
+      if (pass > 0) {
+        read_lane(lane_of(work.x, group), value, 0);
+        read_lane(lane_of(work.norm.weights, group), weights, 1);
       }
       if (work.norm.weights != nullptr) {
         const float sum = group_squares(value);
-        if (lane % 16 == 0 && group < padded) squares[group] = sum;
+        if (lane % 16 == 0 && group >= 0 && first_pair == 0) squares[group] = sum;
       }
 #pragma unroll
       for (int e = 0; e < 8; ++e) value[e] *= weights[e];
-      const bool finite = quantize_half_warp(own, 0, group, group < padded, value);
+      const bool finite = quantize_half_warp(in, 0, group, group >= 0 && works, value);
       if (!finite && lane % 16 == 0 && block == 0) report_bad(step, work.op, 0);
     }
-    __syncthreads();
-    if (work.norm.weights != nullptr) {
-      float sum;
-      factor = norm_factor(squares, work.groups, work.inverse_width, work.norm.eps, sum);
-      if (thread == 0 && block == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
-    }
+    __syncwarp();
   } else {
-    // Scales and sums are asked for once by each block: all blocks want the same few lines.
-    const int groups = Bits == 1 ? slices : w.units;
-    const auto staged = [&](int i, auto&& f) {
-      const bool is_scale = i < groups;
-      const int of = is_scale ? i : i - groups;
-      const size_t from = static_cast<size_t>(of) * static_cast<size_t>(work.in.rows);
-      f(is_scale ? reinterpret_cast<uint32_t*>(scales) + of : reinterpret_cast<uint32_t*>(slice_sums) + of,
-        (is_scale ? of : of / 2) >= work.groups ? nullptr
-        : is_scale                              ? reinterpret_cast<const uint32_t*>(work.in.scales) + from
-                                                : reinterpret_cast<const uint32_t*>(work.in.sums) + from);
-    };
-    uint32_t* to = nullptr;
-    const uint32_t* from = nullptr;
-    staged(thread, [&](uint32_t* t, const uint32_t* f) { to = t, from = f; });
-    compute_now(to);
-    compute_now(from);
-    compute_now(planes);
-    prefetch(planes);
-    prefetch(work.in.scales);
+    compute_now(in.data);
+    compute_now(in.sums);
+    compute_now(in.scales);
+    prefetch(in.data);
     wait_for_predecessor();
-    const uint32_t value = from != nullptr ? __ldcg(from) : 0;
-    if (works) load_planes(first_unit);
+    if (works) next = load_unit(first_unit);
     before = before_at(column);
-    if (thread < 3 * groups) *to = value;
-    for (int i = thread + kThreads; i < 3 * groups; i += kThreads)
-      staged(i, [&](uint32_t* t, const uint32_t* f) { *t = f != nullptr ? __ldcg(f) : 0; });
-    __syncthreads();
   }
 
   int place = 0, which = 0;  // which: of two batches
@@ -267,19 +266,14 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     const int batch_at = which * work.batch * 2 * tile_bytes;
 #pragma unroll 1
     for (int unit = first_unit; works && unit < w.units; unit += kWarps) {
-      SlicePlanes<Bits> now[2];
-      if constexpr (kFloats) load_planes(unit);
-#pragma unroll
-      for (int s = 0; s < 2; ++s) now[s] = next[s];
+      if constexpr (kFloats) next = load_unit(unit);
+      const UnitRow now = next;
       if (!kFloats && w.units > kWarps) {
         if (unit + kWarps < w.units)
-          load_planes(unit + kWarps);
+          next = load_unit(unit + kWarps);
         else if (first + work.batch < end)
-          load_planes(first_unit);
+          next = load_unit(first_unit);
       }
-      const int slice = 2 * unit + (part & 1);
-      const int base = Bits == 1 ? slice_sums[2 * slice] + slice_sums[2 * slice + 1] : slice_sums[slice];
-      const float row_scale = __fmul_rn(scales[Bits == 1 ? slice : unit], factor);
       int to = lane_at + batch_at + unit * 256;
 #pragma unroll 1
       for (int left = pairs - first_pair; left > 0; left -= apart, to += pair_bytes) {
@@ -301,9 +295,9 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           for (int s = 0; s < 2; ++s) {
             const uint32_t a[2] = {s == 0 ? words[i].x : words[i].z, s == 0 ? words[i].y : words[i].w};
             const bool mine = quad / 2 == 2 * i + s;
-            mma_bits(low[i][s], a, now[s].low);
-            add_mma_bits(high, a, mine ? now[s].high : 0);
-            if constexpr (Bits == 2) add_mma_bits(top, a, mine ? now[s].top : 0);
+            mma_bits(low[i][s], a, now.planes[s].low);
+            add_mma_bits(high, a, mine ? now.planes[s].high : 0);
+            if constexpr (Bits == 2) add_mma_bits(top, a, mine ? now.planes[s].top : 0);
           }
         }
         const uint32_t counts[4] = {
@@ -315,8 +309,10 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           const int even = high[2 * i], odd = high[2 * i + 1];
           const int product = Bits == 1 ? 2 * sum[2 * i] + 512 * even - 1024 * odd
                                         : sum[2 * i] + 256 * even + 512 * odd - 1024 * top[2 * i];
-          *reinterpret_cast<float2*>(shared + to + (i == 0 ? low_at : high_at)) = make_float2(
-              static_cast<float>(product - base), __fmul_rn(half_bits_to_float(scale >> 16 * i), row_scale));
+          const float weight_scale = half_bits_to_float(scale >> 16 * i);
+          *reinterpret_cast<float2*>(shared + to + (i == 0 ? low_at : high_at)) =
+              make_float2(static_cast<float>(product - now.sum),
+                          kFloats ? weight_scale : __fmul_rn(weight_scale, now.scale));
         }
       }
     }
@@ -324,16 +320,37 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 
     // A thread has a row of weights: slices ascending. The next batch may write other sums meanwhile.
     if (warp < pairs) {
-      const auto* even = reinterpret_cast<const float2*>(shared + even_at + batch_at);
-      const auto* odd = reinterpret_cast<const float2*>(shared + odd_at + batch_at);
-      float y = 0;
-#pragma unroll 8
-      for (int s = 0; s + 1 < work.slices; s += 2, even += 32, odd += 32) {
-        const float2 first_product = *even, second_product = *odd;
-        y = __fmaf_rn(first_product.x, first_product.y, y);
-        y = __fmaf_rn(second_product.x, second_product.y, y);
+      float factor = 1;
+      [[maybe_unused]] const auto* row_scales = reinterpret_cast<const float*>(shared + at.scales);
+      if constexpr (kFloats) {
+        if (work.norm.weights != nullptr) {
+          float sum;
+          factor = norm_factor(squares, work.groups, work.inverse_width, work.norm.eps, sum);
+          if (thread == 0 && block == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
+        }
       }
-      if (work.slices % 2 != 0) y = __fmaf_rn(even->x, even->y, y);
+      float y = 0;
+      const auto sum_of = [&](int s) {
+        return *reinterpret_cast<const float2*>(shared + batch_at + (s % 2 == 0 ? even_at : odd_at) +
+                                                s / 2 * 256);
+      };
+      const auto add = [&](int s, float2 product) {
+        if constexpr (kFloats)
+          product.y = __fmul_rn(product.y, __fmul_rn(row_scales[Bits == 1 ? s : s / 2], factor));
+        y = __fmaf_rn(product.x, product.y, y);
+      };
+      constexpr int kAtOnce = 16;
+      int s = 0;
+#pragma unroll 1
+      for (; s + kAtOnce <= work.slices; s += kAtOnce) {
+        float2 products[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) products[i] = sum_of(s + i);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) add(s + i, products[i]);
+      }
+#pragma unroll 1
+      for (; s < work.slices; ++s) add(s, sum_of(s));
       float* to = out + column;
       if constexpr (E == Epilogue::kSwiglu) {
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
