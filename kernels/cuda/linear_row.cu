@@ -28,7 +28,7 @@ constexpr int kGroupPairs = 8;                                   // that give a 
 
 /// Where things are in shared memory, in bytes; the rings of the warps are first.
 struct RowLayout {
-  int32_t barriers, sums, squares, planes, scales, slice_sums, values, bytes;
+  int32_t barriers, sums, squares, row, values, bytes;
 };
 
 /// Of a launch.
@@ -58,32 +58,18 @@ RowLayout lay_out(const RowWork& work, int bits, bool floats, bool quantizes) {
     end += (size + 15) / 16 * 16;
     return at;
   };
-  const int32_t units = work.weights.units, groups = bits == 1 ? 2 * units : units;
+  const int32_t units = work.weights.units;
   RowLayout at;
   at.barriers = take(kWarps * work.ring * 8);
   at.sums = take((work.several ? 2 : 1) * work.batch * 2 * 2 * units * 128);
-  at.squares = take(floats ? groups * 4 : 0);
-  // The row, once for all warps that share their units' groups with no other.
-  const int32_t copies = floats ? std::max(1, kWarps / units) : 0;
-  at.planes = take(copies * groups * (bits == 1 ? kBits1Words : 2 * kBits2Words) * 4);
-  at.scales = take(copies * groups * 4);
-  at.slice_sums = take(copies * groups * 8);  // [group][2]
+  at.squares = take(floats ? 2 * units * 4 : 0);
+  // The row, once more for all warps whose units other warps have, too.
+  at.row = take(std::max(1, kWarps / units) * 2 * units *
+                (bits == 1 ? PlanesRecord<1>::kWords : PlanesRecord<2>::kWords) * 4);
   at.values = take(quantizes ? kGroup * 4 : 0);
   at.bytes = end;
   return at;
 }
-
-/// Planes of a slice as a lane has them: word lane % 4 of planes lane / 4, 8 + lane / 4 % 2, and 10.
-struct SlicePlanes {
-  uint32_t low, high, top;
-};
-/// What a lane needs of the row for a unit: planes of both slices, and of slice lane % 2 the sum of its
-/// integers and the scale.
-struct UnitRow {
-  SlicePlanes planes[2];
-  int32_t sum;
-  float scale;
-};
 
 /// The counts of rows `which` and `which` + 8 of two slices as bytes.
 __device__ inline uint32_t count_bytes(const int (&first)[4], const int (&second)[4], int which) {
@@ -94,7 +80,7 @@ __device__ inline uint32_t count_bytes(const int (&first)[4], const int (&second
 template <int Bits, bool kFloats, Epilogue E, bool kQuantizes>
 __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step, RowWork work) {
   NIWAKI_DYNAMIC_SHARED(shared);
-  constexpr int kWords = Bits == 1 ? kBits1Words : kBits2Words;
+  using Record = PlanesRecord<Bits>;
   const SignWeights& w = work.weights;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int quad = lane / 4, part = lane % 4;
@@ -179,40 +165,13 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   compute_now(weigh[1]);
   compute_now(out);
 
-  // The row, in global or shared memory.
-  constexpr QuantizedLayout kLayout = Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2;
-  Quantized in = work.in;
-  if constexpr (kFloats) {
-    const int groups = Bits == 1 ? slices : w.units;
-    in = {kLayout, 1, shared + at.planes + first_pair * groups * (Bits == 1 ? 4 : 8) * kWords,
-          reinterpret_cast<float*>(shared + at.scales) + first_pair * groups,
-          reinterpret_cast<int32_t*>(shared + at.slice_sums) + first_pair * groups * 2};
-  }
-  const auto load_unit = [&](int unit) {
-    UnitRow loaded{};
-    const auto read = [](const auto* from) { return kFloats ? *from : __ldcg(from); };
-    const auto rows = static_cast<size_t>(kFloats ? 1 : in.rows);
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (2 * unit + s >= work.slices) break;  // the second slice of the last unit may be nothing's
-      const auto* words =
-          reinterpret_cast<const uint32_t*>(in.data) + static_cast<size_t>(2 * unit + s) * rows * kWords;
-      loaded.planes[s].low = read(words + lane);
-      loaded.planes[s].high = read(words + 32 + (lane & 7));
-      if constexpr (Bits == 2) loaded.planes[s].top = read(words + 40 + (lane & 3));
-    }
-    const int slice = 2 * unit + (lane & 1);
-    if (slice < work.slices) {
-      const int32_t* sums = in.sums + static_cast<size_t>(Bits == 1 ? 2 * slice : slice) * rows;
-      loaded.sum = Bits == 1 ? read(sums) + read(sums + rows) : read(sums);
-      if (!kFloats) loaded.scale = read(in.scales + static_cast<size_t>(Bits == 1 ? slice : unit) * rows);
-    }
-    return loaded;
-  };
+  // The row, of which each warp brings what its units need.
+  auto* const records = reinterpret_cast<uint32_t*>(shared + at.row) + first_pair * slices * Record::kWords;
   [[maybe_unused]] auto* const squares = reinterpret_cast<float*>(shared + at.squares);
   float before;
-  UnitRow next;
   if constexpr (kFloats) {
+    const Quantized own{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1,
+                        reinterpret_cast<uint8_t*>(records), nullptr, nullptr};
     // Half a warp has a group of its unit, or with two bits a unit of its own.
     const int half = lane / 16;
     const auto group_of = [&](int pass) {
@@ -245,18 +204,31 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
       }
 #pragma unroll
       for (int e = 0; e < 8; ++e) value[e] *= weights[e];
-      const bool finite = quantize_half_warp(in, 0, group, group >= 0 && works, value);
+      const bool finite = quantize_half_warp(own, 0, group, group >= 0 && works, value);
       if (!finite && lane % 16 == 0 && block == 0) report_bad(step, work.op, 0);
     }
     __syncwarp();
   } else {
-    compute_now(in.data);
-    compute_now(in.sums);
-    compute_now(in.scales);
-    prefetch(in.data);
+    constexpr int kChunks = Record::kWords / 4;  // of 16 bytes
+    const int in_unit = lane / kChunks, chunk = lane % kChunks;
+    const auto bring = [&](int unit) {
+      const int slice = 2 * unit + in_unit;
+      if (in_unit > 1 || slice >= slices) return;
+      const bool there = slice < work.slices;  // the second slice of the last unit may be nothing's
+      copy_async(records + slice * Record::kWords + chunk * 4,
+                 reinterpret_cast<const uint4*>(work.in.data) +
+                     (there ? static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * kChunks : 0) +
+                     static_cast<size_t>(chunk),
+                 there);
+    };
     wait_for_predecessor();
-    if (works) next = load_unit(first_unit);
+    if (works) {
+      for (int unit = first_unit; unit < w.units; unit += kWarps) bring(unit);
+    }
     before = before_at(column);
+    commit_copies();
+    wait_copies<0>();
+    __syncwarp();
   }
 
   int place = 0, which = 0;  // which: of two batches
@@ -266,14 +238,18 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     const int batch_at = which * work.batch * 2 * tile_bytes;
 #pragma unroll 1
     for (int unit = first_unit; works && unit < w.units; unit += kWarps) {
-      if constexpr (kFloats) next = load_unit(unit);
-      const UnitRow now = next;
-      if (!kFloats && w.units > kWarps) {
-        if (unit + kWarps < w.units)
-          next = load_unit(unit + kWarps);
-        else if (first + work.batch < end)
-          next = load_unit(first_unit);
+      const uint32_t* slice_records[2] = {records + 2 * unit * Record::kWords,
+                                          records + (2 * unit + 1) * Record::kWords};
+      uint32_t low_planes[2], high_planes[2], top_planes[2];
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        low_planes[s] = slice_records[s][lane];
+        high_planes[s] = slice_records[s][32 + (lane & 7)];
+        if constexpr (Bits == 2) top_planes[s] = slice_records[s][40 + part];
       }
+      const uint32_t* mine = slice_records[part & 1];
+      const auto row_sum = static_cast<int>(mine[Record::kSum]);
+      const float row_scale = __uint_as_float(mine[Record::kScale]);
       int to = lane_at + batch_at + unit * 256;
 #pragma unroll 1
       for (int left = pairs - first_pair; left > 0; left -= apart, to += pair_bytes) {
@@ -294,10 +270,10 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
             const uint32_t a[2] = {s == 0 ? words[i].x : words[i].z, s == 0 ? words[i].y : words[i].w};
-            const bool mine = quad / 2 == 2 * i + s;
-            mma_bits(low[i][s], a, now.planes[s].low);
-            add_mma_bits(high, a, mine ? now.planes[s].high : 0);
-            if constexpr (Bits == 2) add_mma_bits(top, a, mine ? now.planes[s].top : 0);
+            const bool here = quad / 2 == 2 * i + s;
+            mma_bits(low[i][s], a, low_planes[s]);
+            add_mma_bits(high, a, here ? high_planes[s] : 0);
+            if constexpr (Bits == 2) add_mma_bits(top, a, here ? top_planes[s] : 0);
           }
         }
         const uint32_t counts[4] = {
@@ -311,8 +287,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
                                         : sum[2 * i] + 256 * even + 512 * odd - 1024 * top[2 * i];
           const float weight_scale = half_bits_to_float(scale >> 16 * i);
           *reinterpret_cast<float2*>(shared + to + (i == 0 ? low_at : high_at)) =
-              make_float2(static_cast<float>(product - now.sum),
-                          kFloats ? weight_scale : __fmul_rn(weight_scale, now.scale));
+              make_float2(static_cast<float>(product - row_sum),
+                          kFloats ? weight_scale : __fmul_rn(weight_scale, row_scale));
         }
       }
     }
@@ -321,7 +297,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     // A thread has a row of weights: slices ascending. The next batch may write other sums meanwhile.
     if (warp < pairs) {
       float factor = 1;
-      [[maybe_unused]] const auto* row_scales = reinterpret_cast<const float*>(shared + at.scales);
+      [[maybe_unused]] const auto* row_scales =
+          reinterpret_cast<const float*>(shared + at.row) + Record::kScale;
       if constexpr (kFloats) {
         if (work.norm.weights != nullptr) {
           float sum;
@@ -336,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
       };
       const auto add = [&](int s, float2 product) {
         if constexpr (kFloats)
-          product.y = __fmul_rn(product.y, __fmul_rn(row_scales[Bits == 1 ? s : s / 2], factor));
+          product.y = __fmul_rn(product.y, __fmul_rn(row_scales[s * Record::kWords], factor));
         y = __fmaf_rn(product.x, product.y, y);
       };
       constexpr int kAtOnce = 16;

@@ -13,18 +13,23 @@ constexpr int kGroup = 128;
 /// Rows of activations as integers q of at most 511, in the order in which matrix instructions take them. Of
 /// a group, column group_column(lane, t) belongs to a lane and a t of 0..3.
 ///
-///   kBits1   [group][row][10 planes][4 words]: bit `lane` of word t of plane p is bit p of q; two's
-///   complement kBits2   [half group][row][12 planes][4 words]: see pack_bits2 kHalves  [group][8 rows][16
-///   cores][row][8 halves]: q as float16, for wgmma
+///   kBits1   [group][row] of PlanesRecord<1>: bit `lane` of word t of plane p is bit p of q, in two's
+///   complement kBits2   [half group][row] of PlanesRecord<2>: see pack_bits2 kHalves  [group][8 rows][16
+///   cores][row][8 halves]: q as float16, for wgmma; with scales and sums apart
 enum class QuantizedLayout : int32_t { kBits1, kBits2, kHalves };
 
-constexpr int kBits1Planes = 10, kBits2Planes = 11;
-constexpr int kBits1Words = 40, kBits2Words = 48;  // of a (half) group and row
+/// Words of a row's slice: [planes][4], the scale, the sum of the integers; whole 16 bytes.
+template <int Bits>
+struct PlanesRecord {
+  static constexpr int kPlanes = Bits == 1 ? 10 : 11;
+  static constexpr int kScale = 4 * kPlanes, kSum = kScale + 1, kWords = (kSum + 4) / 4 * 4;
+};
 
 struct Quantized {
   QuantizedLayout layout;
   int32_t rows;  // that there is room for; kHalves: a multiple of 8
   uint8_t* data;
+  // Of kHalves.
   float* scales;  // [group][rows]
   int32_t* sums;  // [group][2][rows]: of the integers of each half group
 };
@@ -34,13 +39,14 @@ struct QuantizedBytes {
   size_t data, scales, sums;
   QuantizedBytes(QuantizedLayout layout, int64_t rows, int64_t columns) {
     const auto groups = static_cast<size_t>((columns + kGroup - 1) / kGroup), r = static_cast<size_t>(rows);
-    const size_t each = layout == QuantizedLayout::kBits1   ? kBits1Words * 4
-                        : layout == QuantizedLayout::kBits2 ? 2 * kBits2Words * 4
-                                                            : kGroup * 2;
+    const bool halves = layout == QuantizedLayout::kHalves;
+    const size_t each = halves                              ? kGroup * 2
+                        : layout == QuantizedLayout::kBits1 ? PlanesRecord<1>::kWords * 4
+                                                            : 2 * PlanesRecord<2>::kWords * 4;
     const auto padded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
     data = padded(groups * r * each);
-    scales = padded(groups * r * sizeof(float));
-    sums = padded(groups * r * 2 * sizeof(int32_t));
+    scales = halves ? padded(groups * r * sizeof(float)) : 0;
+    sums = halves ? padded(groups * r * 2 * sizeof(int32_t)) : 0;
   }
 };
 
@@ -65,8 +71,8 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
   auto* words = reinterpret_cast<uint32_t*>(out.data);
   const int half = lane & 1, word = lane >> 1 & 3;
   uint32_t before = 0;
-  for (int plane = 0; plane < kBits2Planes; ++plane) {
-    const int p = plane < kBits1Planes ? plane : kBits1Planes - 1;  // the sign, once more
+  for (int plane = 0; plane < PlanesRecord<2>::kPlanes; ++plane) {
+    const int p = min(plane, PlanesRecord<1>::kPlanes - 1);  // the sign, once more
     uint32_t mine = 0;
     for (int t = 0; t < 4; ++t) {
       const uint32_t bits = __ballot_sync(kAllLanes, q[t] >> p & 1) >> 8 * half;
@@ -75,7 +81,7 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
     if (lane < 8) {
       const size_t at =
           (static_cast<size_t>(2 * group + half) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) *
-          kBits2Words;
+          PlanesRecord<2>::kWords;
       words[at + static_cast<size_t>(4 * plane + word)] = spread(mine) | spread(before) << 1;
     }
     before = mine;
@@ -99,9 +105,9 @@ __device__ inline uint32_t transpose_bits(uint32_t x) {
 /// See QuantizedLayout.
 __device__ inline void pack_bits1(const Quantized& out, int row, int group, const uint32_t (&q)[4],
                                   int lane) {
-  auto* words =
-      reinterpret_cast<uint32_t*>(out.data) +
-      (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) * kBits1Words;
+  auto* words = reinterpret_cast<uint32_t*>(out.data) +
+                (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) *
+                    PlanesRecord<1>::kWords;
   uint32_t low = 0, high = 0;  // bits 0..7, and 8 and 9, of each integer
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -111,6 +117,38 @@ __device__ inline void pack_bits1(const Quantized& out, int row, int group, cons
   words[lane % 8 * 4 + lane / 8] = transpose_bits(low);
   high = transpose_bits(high);
   if (lane < 8) words[32 + lane % 2 * 4 + lane / 2] = high;
+}
+
+__device__ inline void store_scale(const Quantized& out, int row, int group, float scale) {
+  const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row),
+             g = static_cast<size_t>(group);
+  auto* records = reinterpret_cast<float*>(out.data);
+  if (out.layout == QuantizedLayout::kHalves) {
+    out.scales[g * rows + r] = scale;
+  } else if (out.layout == QuantizedLayout::kBits1) {
+    using Record = PlanesRecord<1>;
+    records[(g * rows + r) * Record::kWords + Record::kScale] = scale;
+  } else {
+    using Record = PlanesRecord<2>;
+    for (size_t half = 0; half < 2; ++half)
+      records[((2 * g + half) * rows + r) * Record::kWords + Record::kScale] = scale;
+  }
+}
+/// Of half a group, or where slices are whole groups `all` with the first.
+__device__ inline void store_sum(const Quantized& out, int row, int group, int half, int sum, int all) {
+  const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row),
+             g = static_cast<size_t>(group);
+  const size_t slice = 2 * g + static_cast<size_t>(half);
+  auto* records = reinterpret_cast<int32_t*>(out.data);
+  if (out.layout == QuantizedLayout::kHalves) {
+    out.sums[slice * rows + r] = sum;
+  } else if (out.layout == QuantizedLayout::kBits1) {
+    using Record = PlanesRecord<1>;
+    if (half == 0) records[(g * rows + r) * Record::kWords + Record::kSum] = all;
+  } else {
+    using Record = PlanesRecord<2>;
+    records[(slice * rows + r) * Record::kWords + Record::kSum] = sum;
+  }
 }
 
 /// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of
@@ -173,9 +211,10 @@ __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, 
   // Lanes with bit 3 set have the second half of the group.
   const int low = __reduce_add_sync(kAllLanes, lane & 8 ? 0 : sum), all = __reduce_add_sync(kAllLanes, sum);
   if (lane == 0) {
-    out.scales[g * rows + r] = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
-    out.sums[2 * g * rows + r] = low;
-    out.sums[(2 * g + 1) * rows + r] = all - low;
+    const float scale = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
+    store_scale(out, row, group, scale);
+    store_sum(out, row, group, 0, low, all);
+    store_sum(out, row, group, 1, all - low, all);
   }
   return true;
 }
@@ -301,17 +340,18 @@ __device__ inline bool quantize_half_warp(const Quantized& out, int row, int gro
       return gather(top.x >> (p - 8)) | gather(top.y >> (p - 8)) << 4;
     };
     if (there && out.layout == QuantizedLayout::kBits1) {
-      uint8_t* to = out.data + (g * rows + r) * (4 * kBits1Words) + (j & 7) * 2 + (j >> 3);
+      uint8_t* to = out.data + (g * rows + r) * (4 * PlanesRecord<1>::kWords) + (j & 7) * 2 + (j >> 3);
 #pragma unroll
-      for (int p = 0; p < kBits1Planes; ++p) to[16 * p] = static_cast<uint8_t>(plane(p));
+      for (int p = 0; p < PlanesRecord<1>::kPlanes; ++p) to[16 * p] = static_cast<uint8_t>(plane(p));
     } else if (there) {
       // See pack_bits2.
       auto* words = reinterpret_cast<unsigned short*>(out.data) +
-                    ((2 * g + static_cast<size_t>(j >> 3)) * rows + r) * (2 * kBits2Words) + (j & 7);
+                    ((2 * g + static_cast<size_t>(j >> 3)) * rows + r) * (2 * PlanesRecord<2>::kWords) +
+                    (j & 7);
       uint32_t before = 0;
 #pragma unroll
-      for (int p = 0; p < kBits2Planes; ++p) {
-        uint32_t mine = plane(p < kBits1Planes ? p : kBits1Planes - 1) & 0xff;
+      for (int p = 0; p < PlanesRecord<2>::kPlanes; ++p) {
+        uint32_t mine = plane(min(p, PlanesRecord<1>::kPlanes - 1)) & 0xff;
         mine = (mine | mine << 4) & 0x0f0fu;
         mine = (mine | mine << 2) & 0x3333u;
         mine = (mine | mine << 1) & 0x5555u;
@@ -320,14 +360,15 @@ __device__ inline bool quantize_half_warp(const Quantized& out, int row, int gro
       }
     }
   }
-  uint32_t sum = 0;
+  int sum = 0;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) sum += bits(e) - 0x4b400000u;
+  for (int e = 0; e < 8; ++e) sum += static_cast<int>(bits(e) - 0x4b400000u);
 #pragma unroll
   for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  const int all = sum + __shfl_xor_sync(kAllLanes, sum, 8);
   if (there && (j & 7) == 0) {  // of a half group
-    out.sums[(2 * g + static_cast<size_t>(j >> 3)) * rows + r] = static_cast<int>(sum);
-    if (j == 0) out.scales[g * rows + r] = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
+    store_sum(out, row, group, j >> 3, sum, all);
+    if (j == 0) store_scale(out, row, group, peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0);
   }
   return finite;
 }
