@@ -238,16 +238,15 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     const int batch_at = which * work.batch * 2 * tile_bytes;
 #pragma unroll 1
     for (int unit = first_unit; works && unit < w.units; unit += kWarps) {
-      const uint32_t* slice_records[2] = {records + 2 * unit * Record::kWords,
-                                          records + (2 * unit + 1) * Record::kWords};
+      const uint32_t* record = records + 2 * unit * Record::kWords;
       uint32_t low_planes[2], high_planes[2], top_planes[2];
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
-        low_planes[s] = slice_records[s][lane];
-        high_planes[s] = slice_records[s][32 + (lane & 7)];
-        if constexpr (Bits == 2) top_planes[s] = slice_records[s][40 + part];
+        low_planes[s] = record[s * Record::kWords + lane];
+        high_planes[s] = record[s * Record::kWords + 32 + (lane & 7)];
+        if constexpr (Bits == 2) top_planes[s] = record[s * Record::kWords + 40 + part];
       }
-      const uint32_t* mine = slice_records[part & 1];
+      const uint32_t* mine = record + (part & 1) * Record::kWords;
       const auto row_sum = static_cast<int>(mine[Record::kSum]);
       const float row_scale = __uint_as_float(mine[Record::kScale]);
       int to = lane_at + batch_at + unit * 256;
