@@ -51,7 +51,39 @@ struct RowWork : SignWork {
   RowLayout at;
 };
 
-RowLayout lay_out(const RowWork& work, int bits, bool floats, bool quantizes) {
+/// What waits for a row of weights and a slice: the sum and the weights' scale.
+template <int Bits>
+struct SliceSum;
+template <>
+struct SliceSum<1> {
+  uint32_t both;  // the sum is at most 32,700
+
+  __device__ static SliceSum of(int sum, uint32_t scales, int which) {
+    return {__byte_perm(static_cast<uint32_t>(sum), scales, which == 0 ? 0x5410 : 0x7610)};
+  }
+  __device__ float sum() const { return static_cast<float>(static_cast<short>(both & 0xffff)); }
+  __device__ float scale() const { return half_bits_to_float(both >> 16); }
+};
+template <>
+struct SliceSum<2> {
+  int32_t value;
+  uint32_t half;
+
+  __device__ static SliceSum of(int sum, uint32_t scales, int which) {
+    return {sum, scales >> 16 * which & 0xffff};
+  }
+  __device__ float sum() const { return static_cast<float>(value); }
+  __device__ float scale() const { return half_bits_to_float(half); }
+};
+/// Bytes of a tile's sums: [slice][16], rows of odd slices turned by 8, and some so that neighboring tiles
+/// are in different banks.
+template <int Bits>
+__host__ __device__ constexpr int tile_bytes_of(int units) {
+  return (2 * units + 1) * 16 * static_cast<int>(sizeof(SliceSum<Bits>));
+}
+
+template <int Bits>
+RowLayout lay_out(const RowWork& work, bool floats, bool quantizes) {
   int32_t end = kWarps * work.ring * kPairBytes;
   const auto take = [&end](int32_t size) {
     const int32_t at = end;
@@ -61,11 +93,10 @@ RowLayout lay_out(const RowWork& work, int bits, bool floats, bool quantizes) {
   const int32_t units = work.weights.units;
   RowLayout at;
   at.barriers = take(kWarps * work.ring * 8);
-  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * 2 * units * 128);
+  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Bits>(units));
   at.squares = take(floats ? 2 * units * 4 : 0);
   // The row, once more for all warps whose units other warps have, too.
-  at.row = take(std::max(1, kWarps / units) * 2 * units *
-                (bits == 1 ? PlanesRecord<1>::kWords : PlanesRecord<2>::kWords) * 4);
+  at.row = take(std::max(1, kWarps / units) * 2 * units * PlanesRecord<Bits>::kWords * 4);
   at.values = take(quantizes ? kGroup * 4 : 0);
   at.bytes = end;
   return at;
@@ -138,13 +169,13 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   // Where a lane finds the weights' scales in a place of the ring, and where its sums go: rows `quad` and
   // `quad` + 8 of a slice, turned so that lanes store to different banks.
   int scale_at = kWordBytes + ((part >> 1) * 16 + quad * 2 + (part & 1)) * 4;
-  const int turn = 4 * (part & 1) + 8 * (part >> 1);
-  int low_at = (quad + turn) & 15, high_at = (quad + 8 + turn) & 15;
-  low_at *= 8;
-  high_at *= 8;
-  const int tile_bytes = slices * 128;  // of sums
+  using Sum = SliceSum<Bits>;
+  constexpr int kSum = sizeof(Sum), kSliceBytes = 16 * kSum;
+  const int turn = 8 * (part & 1);
+  int low_at = ((quad + turn) & 15) * kSum, high_at = ((quad + 8 + turn) & 15) * kSum;
+  const int tile_bytes = tile_bytes_of<Bits>(w.units);
   int pair_bytes = apart * 2 * tile_bytes;
-  int lane_at = at.sums + (2 * first_pair + (part >> 1)) * tile_bytes + (part & 1) * 128;
+  int lane_at = at.sums + (2 * first_pair + (part >> 1)) * tile_bytes + (part & 1) * kSliceBytes;
   // Where the row of weights goes of which a thread adds up the slices, in a batch from `first` on.
   const int row = thread % 16, tile = thread / 16;
   const auto column_of = [&](int first) {
@@ -157,8 +188,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   int column = column_of(begin);
   float* out = work.out.data;
   const int row_at = at.sums + tile * tile_bytes;
-  int even_at = row_at + ((row + 8 * (tile & 1)) & 15) * 8,
-      odd_at = row_at + 128 + ((row + 4 + 8 * (tile & 1)) & 15) * 8;
+  int even_at = row_at + row * kSum, odd_at = row_at + kSliceBytes + ((row + 8) & 15) * kSum;
   for (int* each : {&scale_at, &low_at, &high_at, &pair_bytes, &lane_at, &column, &even_at, &odd_at})
     compute_now(*each);
   compute_now(weigh[0]);
@@ -248,8 +278,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
       }
       const uint32_t* mine = record + (part & 1) * Record::kWords;
       const auto row_sum = static_cast<int>(mine[Record::kSum]);
-      const float row_scale = __uint_as_float(mine[Record::kScale]);
-      int to = lane_at + batch_at + unit * 256;
+      int to = lane_at + batch_at + unit * 2 * kSliceBytes;
 #pragma unroll 1
       for (int left = pairs - first_pair; left > 0; left -= apart, to += pair_bytes) {
         const unsigned char* from = ring + place * kPairBytes;
@@ -284,10 +313,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           const int even = high[2 * i], odd = high[2 * i + 1];
           const int product = Bits == 1 ? 2 * sum[2 * i] + 512 * even - 1024 * odd
                                         : sum[2 * i] + 256 * even + 512 * odd - 1024 * top[2 * i];
-          const float weight_scale = half_bits_to_float(scale >> 16 * i);
-          *reinterpret_cast<float2*>(shared + to + (i == 0 ? low_at : high_at)) =
-              make_float2(static_cast<float>(product - row_sum),
-                          kFloats ? weight_scale : __fmul_rn(weight_scale, row_scale));
+          *reinterpret_cast<Sum*>(shared + to + (i == 0 ? low_at : high_at)) =
+              Sum::of(product - row_sum, scale, i);
         }
       }
     }
@@ -296,8 +323,6 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     // A thread has a row of weights: slices ascending. The next batch may write other sums meanwhile.
     if (warp < pairs) {
       float factor = 1;
-      [[maybe_unused]] const auto* row_scales =
-          reinterpret_cast<const float*>(shared + at.row) + Record::kScale;
       if constexpr (kFloats) {
         if (work.norm.weights != nullptr) {
           float sum;
@@ -305,25 +330,26 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           if (thread == 0 && block == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
         }
       }
+      const auto* row_scales = reinterpret_cast<const float*>(shared + at.row) + Record::kScale;
       float y = 0;
       const auto sum_of = [&](int s) {
-        return *reinterpret_cast<const float2*>(shared + batch_at + (s % 2 == 0 ? even_at : odd_at) +
-                                                s / 2 * 256);
+        return *reinterpret_cast<const Sum*>(shared + batch_at + (s % 2 == 0 ? even_at : odd_at) +
+                                             s / 2 * (2 * kSliceBytes));
       };
-      const auto add = [&](int s, float2 product) {
-        if constexpr (kFloats)
-          product.y = __fmul_rn(product.y, __fmul_rn(row_scales[s * Record::kWords], factor));
-        y = __fmaf_rn(product.x, product.y, y);
+      const auto add = [&](int s, const Sum& sum) {
+        const float row_scale = row_scales[s * Record::kWords];
+        y = __fmaf_rn(sum.sum(), __fmul_rn(sum.scale(), kFloats ? __fmul_rn(row_scale, factor) : row_scale),
+                      y);
       };
       constexpr int kAtOnce = 16;
       int s = 0;
 #pragma unroll 1
       for (; s + kAtOnce <= work.slices; s += kAtOnce) {
-        float2 products[kAtOnce];
+        Sum sums[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) products[i] = sum_of(s + i);
+        for (int i = 0; i < kAtOnce; ++i) sums[i] = sum_of(s + i);
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) add(s + i, products[i]);
+        for (int i = 0; i < kAtOnce; ++i) add(s + i, sums[i]);
       }
 #pragma unroll 1
       for (; s < work.slices; ++s) add(s, sum_of(s));
@@ -343,11 +369,11 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     if constexpr (kQuantizes) {
       __syncthreads();
       if (warp == 0) {
-        float value[8];
+        float value[4];
         const auto* values = reinterpret_cast<const float*>(shared + at.values);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) value[e] = values[half_warp_column(lane, e)];
-        const bool finite = quantize_half_warp(work.next, 0, first / kGroupPairs, lane < 16, value);
+        for (int t = 0; t < 4; ++t) value[t] = values[group_column(lane, t)];
+        const bool finite = quantize_lanes(work.next, 0, first / kGroupPairs, value);
         if (!finite && lane == 0) report_bad(step, work.next_op, 0);
       }
     } else if (!work.several && first + work.batch < end) {
@@ -371,7 +397,7 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   const int most = (stretches + blocks - 1) / blocks * work.stretch;
   work.each = stretches / blocks;
   work.more = stretches % blocks;
-  const size_t pair_bytes = static_cast<size_t>(4 * work.weights.units) * 128;
+  const auto pair_bytes = static_cast<size_t>(2 * tile_bytes_of<Bits>(work.weights.units));
   work.batch = kQuantizes ? kGroupPairs
                           : std::min({most, kWarps, std::max(1, static_cast<int>(kBatchBytes / pair_bytes))});
   work.several =
@@ -379,7 +405,7 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   const int together = std::min(work.weights.units, kWarps), apart = kWarps / together;
   const int turns = (work.weights.units + kWarps - 1) / kWarps * ((most + apart - 1) / apart);
   work.ring = std::min(turns, static_cast<int>(kRingBytes / (kWarps * kPairBytes)));
-  const auto lay = [&] { work.at = lay_out(work, Bits, kFloats, kQuantizes); };
+  const auto lay = [&] { work.at = lay_out<Bits>(work, kFloats, kQuantizes); };
   for (lay(); work.ring > 1 && static_cast<size_t>(work.at.bytes) > kMostShared; lay()) --work.ring;
   static const bool allowed = [&] {
     allow_shared(kernel, kMostShared);
