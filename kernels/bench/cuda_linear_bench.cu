@@ -112,8 +112,8 @@ int main(int argc, char** argv) {
       const DeviceMemory quantized(size.data + size.scales + size.sums, "rows"),
           x(static_cast<size_t>(rows) * static_cast<size_t>(c.columns) * 4, "x"),
           y(static_cast<size_t>(rows) * static_cast<size_t>(c.rows) * 4, "y");
-      launch(fill, {dim3(256), dim3(256)}, stream, x.at<uint32_t>(), x.size() / 4, 5u, 0x807fffffu,
-             0x3f000000u);
+      launch(fill, {dim3(256), dim3(256)}, stream, x.at<uint32_t>(), x.size() / 4, 5u, 0x83ffffffu,
+             0x3c000000u);
       check(cudaMemsetAsync(y.at<void>(), 0, y.size(), stream), "y");
       const Quantized in{layout, rows, quantized.at<uint8_t>(), quantized.at<float>(size.data),
                          quantized.at<int32_t>(size.data + size.scales)};

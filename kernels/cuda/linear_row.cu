@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   }
   __syncwarp();
   int ahead_first = begin, ahead_unit = first_unit, ahead_pair = begin + first_pair;
-  const auto fetch = [&](int place) {                           // by the first lane
+  const auto fetch = [&](int place) {                           // by the whole warp
     while (ahead_pair >= min(ahead_first + work.batch, end)) {  // to the next that there is
       if (ahead_first >= end) return;
       ahead_unit += kWarps;
@@ -146,14 +146,19 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
       }
       ahead_pair = ahead_first + first_pair;
     }
-    const size_t unit = w.unit_index(2 * ahead_pair, ahead_unit);
+    // SignWeights::unit_index of tile 2 ahead_pair
+    const auto pair = static_cast<uint32_t>(ahead_pair);
+    const uint32_t unit =
+        ((pair >> 2) * static_cast<uint32_t>(w.units) + static_cast<uint32_t>(ahead_unit)) * 8 +
+        (pair & 3) * 2;
+    ahead_pair += apart;
+    if (!elect()) return;
     unsigned char* to = ring + place * kPairBytes;
     arrive_expecting(barriers + place, kPairBytes);
-    copy_bulk(to, w.words + unit * 32, kWordBytes, barriers + place);
-    copy_bulk(to + kWordBytes, w.scales + unit * 8, kPairBytes - kWordBytes, barriers + place);
-    ahead_pair += apart;
+    copy_bulk(to, w.words + size_t{unit} * 32, kWordBytes, barriers + place);
+    copy_bulk(to + kWordBytes, w.scales + size_t{unit} * 8, kPairBytes - kWordBytes, barriers + place);
   };
-  if (works && lane == 0) {
+  if (works) {
 #pragma unroll 1
     for (int i = 0; i < work.ring; ++i) fetch(i);
   }
@@ -287,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
                                 reinterpret_cast<const uint4*>(from)[32 + lane]};
         const uint32_t scale = *reinterpret_cast<const uint32_t*>(from + scale_at);
         __syncwarp();
-        if (lane == 0 && ahead_first < end) fetch(place);
+        if (ahead_first < end) fetch(place);
         if (++place == work.ring) {
           place = 0;
           parity ^= 1;
@@ -295,14 +300,14 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
         int low[2][2][4], high[4] = {}, top[4] = {}, sum[4] = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-#pragma unroll
-          for (int s = 0; s < 2; ++s) {
-            const uint32_t a[2] = {s == 0 ? words[i].x : words[i].z, s == 0 ? words[i].y : words[i].w};
-            const bool here = quad / 2 == 2 * i + s;
-            mma_bits(low[i][s], a, low_planes[s]);
-            add_mma_bits(high, a, here ? high_planes[s] : 0);
-            if constexpr (Bits == 2) add_mma_bits(top, a, here ? top_planes[s] : 0);
-          }
+          const uint32_t a[4] = {words[i].x, words[i].y, words[i].z, words[i].w};
+          // Columns 2 p and 2 p + 1 of sum p alone, of slice p % 2 of tile p / 2.
+          const bool here[2] = {quad / 2 == 2 * i, quad / 2 == 2 * i + 1};
+          add_mma_bits(high, a, {here[0] ? high_planes[0] : 0, here[1] ? high_planes[1] : 0});
+          if constexpr (Bits == 2)
+            add_mma_bits(top, a, {here[0] ? top_planes[0] : 0, here[1] ? top_planes[1] : 0});
+          mma_bits(low[i][0], {a[0], a[1]}, low_planes[0]);
+          mma_bits(low[i][1], {a[2], a[3]}, low_planes[1]);
         }
         const uint32_t counts[4] = {
             count_bytes(low[0][0], low[0][1], 0), count_bytes(low[0][0], low[0][1], 2),

@@ -114,6 +114,18 @@ __device__ inline void arrive_expecting(uint64_t* barrier, uint32_t bytes) {
 __device__ inline void arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
+/// By a whole warp: true in one of its lanes, in a way that the compiler knows.
+__device__ inline bool elect() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
+}
 /// Waits until the phase of this parity (0, 1, 0, ...) has ended.
 __device__ inline void wait(uint64_t* barrier, uint32_t parity) {
   asm volatile(
@@ -170,12 +182,12 @@ __device__ inline void mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(b), "r"(0));
 }
-/// d += popcount(a & b), likewise.
-__device__ inline void add_mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
-  asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, "
-      "%2, %3};"
+/// d += popcount(a & b): m16n8k256, of which the second half of K is in a[2], a[3] and b[1].
+__device__ inline void add_mma_bits(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+      "%9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 /// d += a b: m16n8k32, bytes without sign, sums in int32.
 __device__ inline void add_mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

@@ -103,6 +103,9 @@ inline void arrive_expecting(uint64_t* barrier, uint32_t bytes) {
 inline void arrive(uint64_t* barrier) {
   emulated::arrive(barrier, 0);
 }
+inline bool elect() {
+  return threadIdx.x % 32 == 0;
+}
 inline void wait(uint64_t* barrier, uint32_t parity, NIWAKI_WHERE) {
   emulated::wait(barrier, parity, where);
 }
@@ -128,10 +131,12 @@ inline void mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b, NIWAKI
   emulated::meet_warp(~0u, "mma_bits", emulated::mma_bits, &mine, where);
 }
 
-inline void add_mma_bits(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b, NIWAKI_WHERE) {
-  int32_t more[4];
-  mma_bits(more, a, b, where);
-  for (int i = 0; i < 4; ++i) d[i] += more[i];
+inline void add_mma_bits(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NIWAKI_WHERE) {
+  for (int half = 0; half < 2; ++half) {
+    int32_t more[4];
+    mma_bits(more, {a[2 * half], a[2 * half + 1]}, b[half], where);
+    for (int i = 0; i < 4; ++i) d[i] += more[i];
+  }
 }
 inline void add_mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NIWAKI_WHERE) {
   emulated::Mma<int32_t> mine{d, a, b};
