@@ -105,7 +105,7 @@ int main(int argc, char** argv) {
                        scales.at<const uint2>(static_cast<size_t>(i) * matrix_units * 64)},
                       nullptr});
     }
-    for (const int rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
+    for (const int rows : {1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512}) {
       if ((rows > 64 && c.rows > 100000) || (only > 0 && rows != only)) continue;
       const QuantizedLayout layout = quantized_layout(1, rows);
       const QuantizedBytes size(layout, rows, c.columns);

@@ -82,7 +82,9 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   // Fused items: heads of q, and the keys and values of the rows, which are the last tokens of the context.
 
   /// The first token of the item that is a row of the step.
-  __device__ static int first_fresh(const AttentionItem& item) { return max(item.begin, item.position); }
+  __device__ static int first_fresh(const AttentionItem& item) {
+    return max(item.begin, item.position);
+  }
   /// Whether keys and values of fresh tokens go where those of the pages are at once; else they are kept
   /// until their chunk has come.
   __device__ static bool is_one_chunk(const AttentionItem& item) {
@@ -655,7 +657,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     for (int piece = 0; piece < kPieces; ++piece) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float (&x)[4] = s[2 * piece + j / 2];
+        const float(&x)[4] = s[2 * piece + j / 2];
         const int u = j % 2;
         p[piece][j] = pack_halves(exp2_approx(x[2 * u] - base[u]), exp2_approx(x[2 * u + 1] - base[u]));
       }

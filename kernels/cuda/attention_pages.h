@@ -167,9 +167,13 @@ struct StagedPages {
     for (int i = 0; i < 2 * kSteps; ++i) bring(item, begin, block, i / 2, i % 2, part);
   }
 
-  __device__ void wait_for(int i, int which) const { wait(barrier(i, which), phases >> i & 1); }
+  __device__ void wait_for(int i, int which) const {
+    wait(barrier(i, which), phases >> i & 1);
+  }
   /// When keys and values of step i have come.
-  __device__ void next_phase(int i) { phases ^= 1u << i; }
+  __device__ void next_phase(int i) {
+    phases ^= 1u << i;
+  }
 
   /// Zeros for the values of the last piece (kWide: of the step) that no token has, whatever the memory
   /// holds: times a weight of 0 they are 0. Returns whether there were any.

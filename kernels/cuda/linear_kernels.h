@@ -60,7 +60,7 @@ SignWork work_of(const SignProduct& product);
 void multiply_planes(const SignProduct& product, int multiprocessors, cudaStream_t stream);
 
 /// Shapes of tiles of the step's and the weights' rows, by their rows of the step.
-constexpr int kTileShapes = 5;
+constexpr int kTileShapes = 7;
 bool tile_fits(int tile, int rows);
 /// The one that takes the least time, by what is known of each and how many a multiprocessor gets.
 int tile_of(int64_t weight_rows, int rows, int multiprocessors);

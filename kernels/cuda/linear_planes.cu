@@ -38,8 +38,8 @@ constexpr int kSliceFloats = 32 * Rows;
 /// The planes of a slice that a lane needs: of four rows of the step each lane of a quad has one.
 template <int Bits, int Rows>
 struct Planes {
-  static constexpr int kPlanes = Bits == 1 ? kBits1Planes : kBits2Planes;
-  static constexpr int kWords = Bits == 1 ? kBits1Words : kBits2Words;
+  using Record = PlanesRecord<Bits>;
+  static constexpr int kPlanes = Record::kPlanes, kWords = Record::kWords;
   static constexpr int kProducts = (kPlanes + 1) / 2;
   uint32_t words[kFours<Rows>][kProducts];
 
@@ -154,16 +154,14 @@ __global__ void __launch_bounds__(kThreads, 1) multiply_planes_kernel(PlanesWork
   // Scales and sums are asked for once by each block: all blocks want the same few lines.
   for (int i = thread; i < work.slices * Rows; i += kThreads) {
     const int slice = i / Rows, row = i % Rows;
-    const auto rows = static_cast<size_t>(work.in.rows), r = static_cast<size_t>(row);
+    using Record = PlanesRecord<Bits>;
+    const auto* record =
+        reinterpret_cast<const uint32_t*>(work.in.data) +
+        (static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) + static_cast<size_t>(row)) *
+            Record::kWords;
     const bool there = row < work.rows;
-    if constexpr (Bits == 1) {
-      const size_t half = 2 * static_cast<size_t>(slice) * rows + r;
-      slice_scales[i] = there ? __ldcg(work.in.scales + static_cast<size_t>(slice) * rows + r) : 0;
-      slice_sums[i] = there ? __ldcg(work.in.sums + half) + __ldcg(work.in.sums + half + rows) : 0;
-    } else {
-      slice_scales[i] = there ? __ldcg(work.in.scales + static_cast<size_t>(slice / 2) * rows + r) : 0;
-      slice_sums[i] = there ? __ldcg(work.in.sums + static_cast<size_t>(slice) * rows + r) : 0;
-    }
+    slice_scales[i] = there ? __uint_as_float(__ldcg(record + Record::kScale)) : 0;
+    slice_sums[i] = there ? static_cast<int>(__ldcg(record + Record::kSum)) : 0;
   }
   for (int i = work.slices * Rows + thread; i < slices * Rows; i += kThreads)
     slice_scales[i] = slice_sums[i] = 0;
@@ -315,9 +313,7 @@ void multiply_planes(const SignProduct& product, int multiprocessors, cudaStream
         choose_epilogue<Bits, 8>(work, product.epilogue, multiprocessors, stream);
       }
       left -= rows;
-      work.in.data += static_cast<size_t>(rows) * (Bits == 1 ? kBits1Words : kBits2Words) * sizeof(uint32_t);
-      work.in.scales += rows;
-      work.in.sums += rows;
+      work.in.data += static_cast<size_t>(rows) * PlanesRecord<Bits>::kWords * sizeof(uint32_t);
       work.out.data += rows * work.out.stride;
     }
   };

@@ -2,9 +2,12 @@
 //
 // A block has a stretch of pairs of tiles, and goes through them in batches. Each of its warps takes every
 // sixteenth unit of a pair, through a ring of its own in shared memory that it begins to fill before the
-// kernels ahead have ended. What is not quantized yet each block quantizes for itself: that takes less time
+// kernels ahead have ended. What is not quantized yet each warp quantizes for its units: that takes less time
 // than one more kernel. A slice's sum and scale wait in shared memory until all slices of the batch are
 // there; then they are added, slices ascending.
+//
+// All of a kernel is one chain of instructions that waits for the row, so what does not depend on the row is
+// computed before.
 //
 // Of a pair's unit there are four sums for each row of a tile: of slices 0 and 1 of the first tile and of the
 // second. The one-bit instruction leaves the counts of planes 2 p and 2 p + 1 with lane p of each quad; as
@@ -23,11 +26,17 @@ constexpr int kWordBytes = 1024, kPairBytes = kWordBytes + 128;  // of a pair's 
 constexpr size_t kRingBytes = 92 << 10, kBatchBytes = 32 << 10;  // that rings, and sums of a batch, may take
 constexpr int kGroupPairs = 8;                                   // that give a group of SwiGLU's results
 
+/// Where things are in shared memory, in bytes; the rings of the warps are first.
+struct RowLayout {
+  int32_t barriers, sums, squares, row, values, bytes;
+};
+
 /// Of a launch.
 struct RowWork : SignWork {
   // What is not quantized yet.
   const float* x;
   NormWeights norm;
+  float inverse_width;
   int32_t width, norm_op, op;  // operations as report_bad names them
   // What SwiGLU's results are quantized to.
   Quantized next;
@@ -39,45 +48,59 @@ struct RowWork : SignWork {
   int32_t batch;       // of pairs
   int32_t ring;        // units of pairs that a warp has room for
   bool several;        // batches, and room for the sums of two
+  RowLayout at;
 };
 
-/// Where things are in shared memory, in bytes.
-struct RowLayout {
-  uint32_t barriers, sums, scales, slice_sums, squares, planes, values, bytes;
-
-  __host__ __device__ RowLayout(const RowWork& work, int bits, bool floats, bool quantizes) {
-    uint32_t end = static_cast<uint32_t>(kWarps * work.ring) * kPairBytes;
-    const auto take = [&end](uint32_t size) {
-      const uint32_t at = end;
-      end += (size + 15) / 16 * 16;
-      return at;
-    };
-    const auto groups = static_cast<uint32_t>(bits == 1 ? 2 * work.weights.units : work.weights.units);
-    barriers = take(static_cast<uint32_t>(kWarps * work.ring) * 8);
-    sums =
-        take(static_cast<uint32_t>((work.several ? 2 : 1) * work.batch * 2 * 2 * work.weights.units) * 128);
-    scales = take(groups * 4);
-    slice_sums = take(groups * 8);  // [group][2]
-    squares = take(floats ? groups * 4 : 0);
-    planes = take(floats ? groups * (bits == 1 ? kBits1Words : 2 * kBits2Words) * 4 : 0);
-    values = take(quantizes ? kGroup * 4 : 0);
-    bytes = end;
-  }
-};
-
-/// Planes of a slice as a lane has them: word lane % 4 of planes lane / 4, 8 + lane / 4 % 2, and 10.
+/// What waits for a row of weights and a slice: the sum and the weights' scale.
 template <int Bits>
-struct SlicePlanes {
-  uint32_t low, high, top;
+struct SliceSum;
+template <>
+struct SliceSum<1> {
+  uint32_t both;  // the sum is at most 32,700
 
-  template <bool kShared>
-  __device__ void load(const uint32_t* words, int lane) {
-    const auto word = [&](int i) { return kShared ? words[i] : __ldcg(words + i); };
-    low = word(lane);
-    high = word(32 + (lane & 7));
-    if constexpr (Bits == 2) top = word(40 + (lane & 3));
+  __device__ static SliceSum of(int sum, uint32_t scales, int which) {
+    return {__byte_perm(static_cast<uint32_t>(sum), scales, which == 0 ? 0x5410 : 0x7610)};
   }
+  __device__ float sum() const { return static_cast<float>(static_cast<short>(both & 0xffff)); }
+  __device__ float scale() const { return half_bits_to_float(both >> 16); }
 };
+template <>
+struct SliceSum<2> {
+  int32_t value;
+  uint32_t half;
+
+  __device__ static SliceSum of(int sum, uint32_t scales, int which) {
+    return {sum, scales >> 16 * which & 0xffff};
+  }
+  __device__ float sum() const { return static_cast<float>(value); }
+  __device__ float scale() const { return half_bits_to_float(half); }
+};
+/// Bytes of a tile's sums: [slice][16], rows of odd slices turned by 8, and some so that neighboring tiles
+/// are in different banks.
+template <int Bits>
+__host__ __device__ constexpr int tile_bytes_of(int units) {
+  return (2 * units + 1) * 16 * static_cast<int>(sizeof(SliceSum<Bits>));
+}
+
+template <int Bits>
+RowLayout lay_out(const RowWork& work, bool floats, bool quantizes) {
+  int32_t end = kWarps * work.ring * kPairBytes;
+  const auto take = [&end](int32_t size) {
+    const int32_t at = end;
+    end += (size + 15) / 16 * 16;
+    return at;
+  };
+  const int32_t units = work.weights.units;
+  RowLayout at;
+  at.barriers = take(kWarps * work.ring * 8);
+  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Bits>(units));
+  at.squares = take(floats ? 2 * units * 4 : 0);
+  // The row, once more for all warps whose units other warps have, too.
+  at.row = take(std::max(1, kWarps / units) * 2 * units * PlanesRecord<Bits>::kWords * 4);
+  at.values = take(quantizes ? kGroup * 4 : 0);
+  at.bytes = end;
+  return at;
+}
 
 /// The counts of rows `which` and `which` + 8 of two slices as bytes.
 __device__ inline uint32_t count_bytes(const int (&first)[4], const int (&second)[4], int which) {
@@ -88,14 +111,12 @@ __device__ inline uint32_t count_bytes(const int (&first)[4], const int (&second
 template <int Bits, bool kFloats, Epilogue E, bool kQuantizes>
 __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step, RowWork work) {
   NIWAKI_DYNAMIC_SHARED(shared);
-  constexpr int kWords = Bits == 1 ? kBits1Words : kBits2Words;
+  using Record = PlanesRecord<Bits>;
   const SignWeights& w = work.weights;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int quad = lane / 4, part = lane % 4;
   const int slices = 2 * w.units;
-  const RowLayout at(work, Bits, kFloats, kQuantizes);
-  auto* scales = reinterpret_cast<float*>(shared + at.scales);
-  auto* slice_sums = reinterpret_cast<int32_t*>(shared + at.slice_sums);
+  const RowLayout& at = work.at;
   start_successor();
 
   const int block = static_cast<int>(blockIdx.x);
@@ -115,20 +136,16 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   }
   __syncwarp();
   int ahead_first = begin, ahead_unit = first_unit, ahead_pair = begin + first_pair;
-  const auto fetch = [&](int place) {  // by the first lane
-    const auto settle = [&] {          // to the next that there is
-      while (ahead_pair >= min(ahead_first + work.batch, end)) {
-        ahead_unit += kWarps;
-        if (ahead_unit >= w.units) {
-          ahead_unit = first_unit;
-          ahead_first += work.batch;
-          if (ahead_first >= end) return false;
-        }
-        ahead_pair = ahead_first + first_pair;
+  const auto fetch = [&](int place) {                           // by the first lane
+    while (ahead_pair >= min(ahead_first + work.batch, end)) {  // to the next that there is
+      if (ahead_first >= end) return;
+      ahead_unit += kWarps;
+      if (ahead_unit >= w.units) {
+        ahead_unit = first_unit;
+        ahead_first += work.batch;
       }
-      return true;
-    };
-    if (ahead_first >= end || !settle()) return;
+      ahead_pair = ahead_first + first_pair;
+    }
     const size_t unit = w.unit_index(2 * ahead_pair, ahead_unit);
     unsigned char* to = ring + place * kPairBytes;
     arrive_expecting(barriers + place, kPairBytes);
@@ -140,29 +157,25 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 #pragma unroll 1
     for (int i = 0; i < work.ring; ++i) fetch(i);
   }
-  __syncwarp();
 
-  // The row.
-  [[maybe_unused]] float* const squares = reinterpret_cast<float*>(shared + at.squares);
-  [[maybe_unused]] auto* const planes = reinterpret_cast<uint32_t*>(shared + at.planes);
-  SlicePlanes<Bits> next[2];
-  const auto load_planes = [&](int unit) {
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const int slice = 2 * unit + s;
-      if constexpr (kFloats) {
-        next[s].template load<true>(planes + slice * kWords, lane);
-      } else {
-        next[s] = {};
-        if (slice < work.slices) {
-          next[s].template load<false>(
-              reinterpret_cast<const uint32_t*>(work.in.data) +
-                  static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * kWords,
-              lane);
-        }
-      }
-    }
-  };
+  // 2^plane of counts 4 part .. 4 part + 3 for the column that is the lane's quad.
+  const uint32_t powers = 0x0201u << 2 * part;
+  uint32_t weigh[2] = {quad == 0   ? powers
+                       : quad == 2 ? powers << 16
+                                   : 0,
+                       quad == 4   ? powers
+                       : quad == 6 ? powers << 16
+                                   : 0};
+  // Where a lane finds the weights' scales in a place of the ring, and where its sums go: rows `quad` and
+  // `quad` + 8 of a slice, turned so that lanes store to different banks.
+  int scale_at = kWordBytes + ((part >> 1) * 16 + quad * 2 + (part & 1)) * 4;
+  using Sum = SliceSum<Bits>;
+  constexpr int kSum = sizeof(Sum), kSliceBytes = 16 * kSum;
+  const int turn = 8 * (part & 1);
+  int low_at = ((quad + turn) & 15) * kSum, high_at = ((quad + 8 + turn) & 15) * kSum;
+  const int tile_bytes = tile_bytes_of<Bits>(w.units);
+  int pair_bytes = apart * 2 * tile_bytes;
+  int lane_at = at.sums + (2 * first_pair + (part >> 1)) * tile_bytes + (part & 1) * kSliceBytes;
   // Where the row of weights goes of which a thread adds up the slices, in a batch from `first` on.
   const int row = thread % 16, tile = thread / 16;
   const auto column_of = [&](int first) {
@@ -172,93 +185,109 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   const auto before_at = [&](int column) {
     return E == Epilogue::kAdd && column >= 0 ? __ldcg(work.out.data + column) : 0.0f;
   };
-  float before, factor = 1;
+  int column = column_of(begin);
+  float* out = work.out.data;
+  const int row_at = at.sums + tile * tile_bytes;
+  int even_at = row_at + row * kSum, odd_at = row_at + kSliceBytes + ((row + 8) & 15) * kSum;
+  for (int* each : {&scale_at, &low_at, &high_at, &pair_bytes, &lane_at, &column, &even_at, &odd_at})
+    compute_now(*each);
+  compute_now(weigh[0]);
+  compute_now(weigh[1]);
+  compute_now(out);
+
+  // The row, of which each warp brings what its units need.
+  auto* const records = reinterpret_cast<uint32_t*>(shared + at.row) + first_pair * slices * Record::kWords;
+  [[maybe_unused]] auto* const squares = reinterpret_cast<float*>(shared + at.squares);
+  float before;
   if constexpr (kFloats) {
-    const Quantized own{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1, shared + at.planes,
-                        scales, slice_sums};
-    const int octet = thread / 8;
-    float value[16], weights[16];
-    read_octet(work.norm.weights, octet, work.width, weights, 1);
+    const Quantized own{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1,
+                        reinterpret_cast<uint8_t*>(records), nullptr, nullptr};
+    // Half a warp has a group of its unit, or with two bits a unit of its own.
+    const int half = lane / 16;
+    const auto group_of = [&](int pass) {
+      const int unit = first_unit + kWarps * (Bits == 1 ? pass : 2 * pass + half);
+      return unit >= w.units ? -1 : Bits == 1 ? 2 * unit + half : unit;
+    };
+    constexpr int kUnitsAtOnce = Bits == 1 ? 1 : 2;
+    const auto lane_of = [&](const float* row, int group) {
+      const int at_column = group * kGroup + half_warp_column(lane, 0);
+      return row != nullptr && group >= 0 && at_column < work.width ? row + at_column : nullptr;
+    };
+    float value[8], weights[8];
+    read_lane(lane_of(work.norm.weights, group_of(0)), weights, 1);
+    const float* from = lane_of(work.x, group_of(0));
+#pragma unroll
+    for (float& weight : weights) compute_now(weight);
+    compute_now(from);
     wait_for_predecessor();
-    before = before_at(column_of(begin));
-    const int padded = Bits == 1 ? slices : w.units;  // what lies beyond the last group is nothing's
-    for (int group = octet; group / 4 * 4 < padded; group += kThreads / 8) {
-      read_octet(work.x, group, work.width, value);
-      if (group != octet) read_octet(work.norm.weights, group, work.width, weights, 1);
+    read_lane(from, value, 0);
+    before = before_at(column);
+    for (int pass = 0; first_unit + kWarps * kUnitsAtOnce * pass < w.units; ++pass) {
+      const int group = group_of(pass);
+      if (pass > 0) {
+        read_lane(lane_of(work.x, group), value, 0);
+        read_lane(lane_of(work.norm.weights, group), weights, 1);
+      }
       if (work.norm.weights != nullptr) {
         const float sum = group_squares(value);
-        if (lane % 8 == 0 && group < padded) squares[group] = sum;
+        if (lane % 16 == 0 && group >= 0 && first_pair == 0) squares[group] = sum;
       }
 #pragma unroll
-      for (int e = 0; e < 16; ++e) value[e] *= weights[e];
-      const bool finite = quantize_octet(own, 0, group, group < padded, value);
-      if (!finite && lane % 8 == 0 && blockIdx.x == 0) report_bad(step, work.op, 0);
+      for (int e = 0; e < 8; ++e) value[e] *= weights[e];
+      const bool finite = quantize_half_warp(own, 0, group, group >= 0 && works, value);
+      if (!finite && lane % 16 == 0 && block == 0) report_bad(step, work.op, 0);
     }
-    __syncthreads();
-    if (works) load_planes(first_unit);
-    if (work.norm.weights != nullptr) {
-      float sum;
-      factor = norm_factor(squares, work.groups, work.width, work.norm.eps, sum);
-      if (thread == 0 && blockIdx.x == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
-    }
+    __syncwarp();
   } else {
+    constexpr int kChunks = Record::kWords / 4;  // of 16 bytes
+    const int in_unit = lane / kChunks, chunk = lane % kChunks;
+    const auto bring = [&](int unit) {
+      const int slice = 2 * unit + in_unit;
+      if (in_unit > 1 || slice >= slices) return;
+      const bool there = slice < work.slices;  // the second slice of the last unit may be nothing's
+      copy_async(records + slice * Record::kWords + chunk * 4,
+                 reinterpret_cast<const uint4*>(work.in.data) +
+                     (there ? static_cast<size_t>(slice) * static_cast<size_t>(work.in.rows) * kChunks : 0) +
+                     static_cast<size_t>(chunk),
+                 there);
+    };
     wait_for_predecessor();
-    before = before_at(column_of(begin));
-    if (works) load_planes(first_unit);
-    // Scales and sums are asked for once by each block: all blocks want the same few lines.
-    const auto rows = static_cast<size_t>(work.in.rows);
-    const int groups = Bits == 1 ? slices : w.units;
-    for (int i = thread; i < 3 * groups; i += kThreads) {
-      const bool is_scale = i < groups;
-      const int of = is_scale ? i : i - groups;
-      const bool there = (is_scale ? of : of / 2) < work.groups;
-      if (is_scale)
-        scales[of] = there ? __ldcg(work.in.scales + static_cast<size_t>(of) * rows) : 0;
-      else
-        slice_sums[of] = there ? __ldcg(work.in.sums + static_cast<size_t>(of) * rows) : 0;
+    if (works) {
+      for (int unit = first_unit; unit < w.units; unit += kWarps) bring(unit);
     }
-    __syncthreads();
+    before = before_at(column);
+    commit_copies();
+    wait_copies<0>();
+    __syncwarp();
   }
 
-  // 2^plane of counts 4 part .. 4 part + 3 for the column that is the lane's quad.
-  const uint32_t powers = 0x0201u << 2 * part;
-  const uint32_t weigh[2] = {quad == 0   ? powers
-                             : quad == 2 ? powers << 16
-                                         : 0,
-                             quad == 4   ? powers
-                             : quad == 6 ? powers << 16
-                                         : 0};
-  const int turn = 4 * (part & 1) + 8 * (part >> 1);  // so that lanes store to different banks
-  int place = 0, which = 0;                           // which: of two batches
+  int place = 0, which = 0;  // which: of two batches
   uint32_t parity = 0;
   for (int first = begin; first < end; first += work.batch, which ^= work.several) {
     const int pairs = min(work.batch, end - first);
-    auto* const batch_sums = reinterpret_cast<float2*>(shared + at.sums) +
-                             static_cast<size_t>(which * work.batch) * static_cast<size_t>(2 * slices * 16);
+    const int batch_at = which * work.batch * 2 * tile_bytes;
 #pragma unroll 1
     for (int unit = first_unit; works && unit < w.units; unit += kWarps) {
-      SlicePlanes<Bits> now[2];
+      const uint32_t* record = records + 2 * unit * Record::kWords;
+      uint32_t low_planes[2], high_planes[2], top_planes[2];
 #pragma unroll
-      for (int s = 0; s < 2; ++s) now[s] = next[s];
-      if (unit + kWarps < w.units) {
-        load_planes(unit + kWarps);
-      } else if (first + work.batch < end && w.units > kWarps) {
-        load_planes(first_unit);
+      for (int s = 0; s < 2; ++s) {
+        low_planes[s] = record[s * Record::kWords + lane];
+        high_planes[s] = record[s * Record::kWords + 32 + (lane & 7)];
+        if constexpr (Bits == 2) top_planes[s] = record[s * Record::kWords + 40 + part];
       }
-      const int slice = 2 * unit + (part & 1);
-      const int base = Bits == 1 ? slice_sums[2 * slice] + slice_sums[2 * slice + 1] : slice_sums[slice];
-      const float row_scale = __fmul_rn(scales[Bits == 1 ? slice : unit], factor);
-      float2* to = batch_sums + (2 * first_pair + (part >> 1)) * slices * 16 + slice * 16;
+      const uint32_t* mine = record + (part & 1) * Record::kWords;
+      const auto row_sum = static_cast<int>(mine[Record::kSum]);
+      int to = lane_at + batch_at + unit * 2 * kSliceBytes;
 #pragma unroll 1
-      for (int pair = first_pair; pair < pairs; pair += apart, to += apart * 2 * slices * 16) {
+      for (int left = pairs - first_pair; left > 0; left -= apart, to += pair_bytes) {
         const unsigned char* from = ring + place * kPairBytes;
         wait(barriers + place, parity);
         const uint4 words[2] = {reinterpret_cast<const uint4*>(from)[lane],
                                 reinterpret_cast<const uint4*>(from)[32 + lane]};
-        const uint32_t scale =
-            reinterpret_cast<const uint32_t*>(from + kWordBytes)[(part >> 1) * 16 + quad * 2 + (part & 1)];
+        const uint32_t scale = *reinterpret_cast<const uint32_t*>(from + scale_at);
         __syncwarp();
-        if (lane == 0) fetch(place);
+        if (lane == 0 && ahead_first < end) fetch(place);
         if (++place == work.ring) {
           place = 0;
           parity ^= 1;
@@ -269,10 +298,10 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
             const uint32_t a[2] = {s == 0 ? words[i].x : words[i].z, s == 0 ? words[i].y : words[i].w};
-            const bool mine = quad / 2 == 2 * i + s;
-            mma_bits(low[i][s], a, now[s].low);
-            add_mma_bits(high, a, mine ? now[s].high : 0);
-            if constexpr (Bits == 2) add_mma_bits(top, a, mine ? now[s].top : 0);
+            const bool here = quad / 2 == 2 * i + s;
+            mma_bits(low[i][s], a, low_planes[s]);
+            add_mma_bits(high, a, here ? high_planes[s] : 0);
+            if constexpr (Bits == 2) add_mma_bits(top, a, here ? top_planes[s] : 0);
           }
         }
         const uint32_t counts[4] = {
@@ -284,8 +313,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           const int even = high[2 * i], odd = high[2 * i + 1];
           const int product = Bits == 1 ? 2 * sum[2 * i] + 512 * even - 1024 * odd
                                         : sum[2 * i] + 256 * even + 512 * odd - 1024 * top[2 * i];
-          to[(quad + 8 * i + turn) & 15] = make_float2(
-              static_cast<float>(product - base), __fmul_rn(half_bits_to_float(scale >> 16 * i), row_scale));
+          *reinterpret_cast<Sum*>(shared + to + (i == 0 ? low_at : high_at)) =
+              Sum::of(product - row_sum, scale, i);
         }
       }
     }
@@ -293,40 +322,66 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 
     // A thread has a row of weights: slices ascending. The next batch may write other sums meanwhile.
     if (warp < pairs) {
-      const int column = column_of(first);
-      float* to = work.out.data + column;
-      const float2* from = batch_sums + tile * slices * 16;
-      float y = 0;
-#pragma unroll 16
-      for (int s = 0; s < work.slices; ++s) {
-        const float2 product = from[s * 16 + ((row + 4 * (s & 1) + 8 * (tile & 1)) & 15)];
-        y = __fmaf_rn(product.x, product.y, y);
+      float factor = 1;
+      if constexpr (kFloats) {
+        if (work.norm.weights != nullptr) {
+          float sum;
+          factor = norm_factor(squares, work.groups, work.inverse_width, work.norm.eps, sum);
+          if (thread == 0 && block == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
+        }
       }
+      const auto* row_scales = reinterpret_cast<const float*>(shared + at.row) + Record::kScale;
+      float y = 0;
+      const auto sum_of = [&](int s) {
+        return *reinterpret_cast<const Sum*>(shared + batch_at + (s % 2 == 0 ? even_at : odd_at) +
+                                             s / 2 * (2 * kSliceBytes));
+      };
+      const auto add = [&](int s, const Sum& sum) {
+        const float row_scale = row_scales[s * Record::kWords];
+        y = __fmaf_rn(sum.sum(), __fmul_rn(sum.scale(), kFloats ? __fmul_rn(row_scale, factor) : row_scale),
+                      y);
+      };
+      constexpr int kAtOnce = 16;
+      int s = 0;
+#pragma unroll 1
+      for (; s + kAtOnce <= work.slices; s += kAtOnce) {
+        Sum sums[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) sums[i] = sum_of(s + i);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) add(s + i, sums[i]);
+      }
+#pragma unroll 1
+      for (; s < work.slices; ++s) add(s, sum_of(s));
+      float* to = out + column;
       if constexpr (E == Epilogue::kSwiglu) {
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
         const float up = __shfl_xor_sync(kAllLanes, y, 8);
         if (row < 8 && column >= 0) {
           const float value = silu(y) * up;
-          if (!kQuantizes || work.out.data != nullptr) *to = value;
+          if (!kQuantizes || out != nullptr) *to = value;
           if constexpr (kQuantizes) reinterpret_cast<float*>(shared + at.values)[8 * tile + row] = value;
         }
       } else if (column >= 0) {
         *to = E == Epilogue::kAdd ? before + y : y;
       }
     }
-    if (first + work.batch < end) before = before_at(column_of(first + work.batch));
     if constexpr (kQuantizes) {
       __syncthreads();
       if (warp == 0) {
-        float value[16];
+        float value[4];
+        const auto* values = reinterpret_cast<const float*>(shared + at.values);
 #pragma unroll
-        for (int e = 0; e < 16; ++e)
-          value[e] = reinterpret_cast<const float*>(shared + at.values)[octet_column(lane, e)];
-        const bool finite = quantize_octet(work.next, 0, first / kGroupPairs, lane < 8, value);
+        for (int t = 0; t < 4; ++t) value[t] = values[group_column(lane, t)];
+        const bool finite = quantize_lanes(work.next, 0, first / kGroupPairs, value);
         if (!finite && lane == 0) report_bad(step, work.next_op, 0);
       }
     } else if (!work.several && first + work.batch < end) {
       __syncthreads();
+    }
+    if (first + work.batch < end) {
+      column = column_of(first + work.batch);
+      before = before_at(column);
     }
   }
 }
@@ -342,7 +397,7 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   const int most = (stretches + blocks - 1) / blocks * work.stretch;
   work.each = stretches / blocks;
   work.more = stretches % blocks;
-  const size_t pair_bytes = static_cast<size_t>(4 * work.weights.units) * 128;
+  const auto pair_bytes = static_cast<size_t>(2 * tile_bytes_of<Bits>(work.weights.units));
   work.batch = kQuantizes ? kGroupPairs
                           : std::min({most, kWarps, std::max(1, static_cast<int>(kBatchBytes / pair_bytes))});
   work.several =
@@ -350,15 +405,16 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   const int together = std::min(work.weights.units, kWarps), apart = kWarps / together;
   const int turns = (work.weights.units + kWarps - 1) / kWarps * ((most + apart - 1) / apart);
   work.ring = std::min(turns, static_cast<int>(kRingBytes / (kWarps * kPairBytes)));
-  const auto shared_bytes = [&] { return size_t{RowLayout(work, Bits, kFloats, kQuantizes).bytes}; };
-  while (work.ring > 1 && shared_bytes() > kMostShared) --work.ring;
-  const size_t shared = shared_bytes();
+  const auto lay = [&] { work.at = lay_out<Bits>(work, kFloats, kQuantizes); };
+  for (lay(); work.ring > 1 && static_cast<size_t>(work.at.bytes) > kMostShared; lay()) --work.ring;
   static const bool allowed = [&] {
     allow_shared(kernel, kMostShared);
     return true;
   }();
   static_cast<void>(allowed);
-  launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true}, stream, step, work);
+  launch(kernel,
+         {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(work.at.bytes), true},
+         stream, step, work);
 }
 
 }  // namespace
@@ -370,6 +426,7 @@ void multiply_row(const StepView& step, const RowProduct& product, int multiproc
   work.x = product.x;
   work.norm = product.norm;
   work.width = static_cast<int32_t>(run.columns);
+  work.inverse_width = 1.0f / static_cast<float>(run.columns);
   work.norm_op = product.norm_op;
   work.op = product.op;
   work.next = product.next;

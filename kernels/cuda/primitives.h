@@ -2,6 +2,7 @@
 // What kernels use of the hardware beyond CUDA C++: asynchronous copies, barriers, matrix instructions.
 // Shapes of fragments are those of the PTX manual; `lane` is the thread's index in its warp.
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/runtime.h"
 
@@ -48,6 +49,22 @@ __device__ inline uint32_t add_meeting(uint32_t* counter, uint32_t x) {
 /// __syncthreads() for `count` threads, whole warps of the block, at barrier 1 .. 15.
 __device__ inline void sync_threads(int barrier, int count) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+/// Has a value computed before whatever waits after this.
+template <class T>
+__device__ inline void compute_now(T& x) {
+  static_assert(sizeof x == 4 || sizeof x == 8);
+  if constexpr (std::is_same_v<T, float>)
+    asm volatile("" : "+f"(x)::"memory");
+  else if constexpr (sizeof x == 4)
+    asm volatile("" : "+r"(x)::"memory");
+  else
+    asm volatile("" : "+l"(x)::"memory");
+}
+/// Has the translation of an address at hand, and its line in the second-level cache, for a load to come.
+__device__ inline void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
 // Programmatic dependent launch.

@@ -13,18 +13,23 @@ constexpr int kGroup = 128;
 /// Rows of activations as integers q of at most 511, in the order in which matrix instructions take them. Of
 /// a group, column group_column(lane, t) belongs to a lane and a t of 0..3.
 ///
-///   kBits1   [group][row][10 planes][4 words]: bit `lane` of word t of plane p is bit p of q; two's
-///   complement kBits2   [half group][row][12 planes][4 words]: see pack_bits2 kHalves  [group][8 rows][16
-///   cores][row][8 halves]: q as float16, for wgmma
+///   kBits1   [group][row] of PlanesRecord<1>: bit `lane` of word t of plane p is bit p of q, in two's
+///   complement kBits2   [half group][row] of PlanesRecord<2>: see pack_bits2 kHalves  [group][8 rows][16
+///   cores][row][8 halves]: q as float16, for wgmma; with scales and sums apart
 enum class QuantizedLayout : int32_t { kBits1, kBits2, kHalves };
 
-constexpr int kBits1Planes = 10, kBits2Planes = 11;
-constexpr int kBits1Words = 40, kBits2Words = 48;  // of a (half) group and row
+/// Words of a row's slice: [planes][4], the scale, the sum of the integers; whole 16 bytes.
+template <int Bits>
+struct PlanesRecord {
+  static constexpr int kPlanes = Bits == 1 ? 10 : 11;
+  static constexpr int kScale = 4 * kPlanes, kSum = kScale + 1, kWords = (kSum + 4) / 4 * 4;
+};
 
 struct Quantized {
   QuantizedLayout layout;
   int32_t rows;  // that there is room for; kHalves: a multiple of 8
   uint8_t* data;
+  // Of kHalves.
   float* scales;  // [group][rows]
   int32_t* sums;  // [group][2][rows]: of the integers of each half group
 };
@@ -34,13 +39,14 @@ struct QuantizedBytes {
   size_t data, scales, sums;
   QuantizedBytes(QuantizedLayout layout, int64_t rows, int64_t columns) {
     const auto groups = static_cast<size_t>((columns + kGroup - 1) / kGroup), r = static_cast<size_t>(rows);
-    const size_t each = layout == QuantizedLayout::kBits1   ? kBits1Words * 4
-                        : layout == QuantizedLayout::kBits2 ? 2 * kBits2Words * 4
-                                                            : kGroup * 2;
+    const bool halves = layout == QuantizedLayout::kHalves;
+    const size_t each = halves                              ? kGroup * 2
+                        : layout == QuantizedLayout::kBits1 ? PlanesRecord<1>::kWords * 4
+                                                            : 2 * PlanesRecord<2>::kWords * 4;
     const auto padded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
     data = padded(groups * r * each);
-    scales = padded(groups * r * sizeof(float));
-    sums = padded(groups * r * 2 * sizeof(int32_t));
+    scales = halves ? padded(groups * r * sizeof(float)) : 0;
+    sums = halves ? padded(groups * r * 2 * sizeof(int32_t)) : 0;
   }
 };
 
@@ -65,8 +71,8 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
   auto* words = reinterpret_cast<uint32_t*>(out.data);
   const int half = lane & 1, word = lane >> 1 & 3;
   uint32_t before = 0;
-  for (int plane = 0; plane < kBits2Planes; ++plane) {
-    const int p = plane < kBits1Planes ? plane : kBits1Planes - 1;  // the sign, once more
+  for (int plane = 0; plane < PlanesRecord<2>::kPlanes; ++plane) {
+    const int p = min(plane, PlanesRecord<1>::kPlanes - 1);  // the sign, once more
     uint32_t mine = 0;
     for (int t = 0; t < 4; ++t) {
       const uint32_t bits = __ballot_sync(kAllLanes, q[t] >> p & 1) >> 8 * half;
@@ -75,7 +81,7 @@ __device__ inline void pack_bits2(const Quantized& out, int row, int group, cons
     if (lane < 8) {
       const size_t at =
           (static_cast<size_t>(2 * group + half) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) *
-          kBits2Words;
+          PlanesRecord<2>::kWords;
       words[at + static_cast<size_t>(4 * plane + word)] = spread(mine) | spread(before) << 1;
     }
     before = mine;
@@ -99,9 +105,9 @@ __device__ inline uint32_t transpose_bits(uint32_t x) {
 /// See QuantizedLayout.
 __device__ inline void pack_bits1(const Quantized& out, int row, int group, const uint32_t (&q)[4],
                                   int lane) {
-  auto* words =
-      reinterpret_cast<uint32_t*>(out.data) +
-      (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) * kBits1Words;
+  auto* words = reinterpret_cast<uint32_t*>(out.data) +
+                (static_cast<size_t>(group) * static_cast<size_t>(out.rows) + static_cast<size_t>(row)) *
+                    PlanesRecord<1>::kWords;
   uint32_t low = 0, high = 0;  // bits 0..7, and 8 and 9, of each integer
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -111,6 +117,38 @@ __device__ inline void pack_bits1(const Quantized& out, int row, int group, cons
   words[lane % 8 * 4 + lane / 8] = transpose_bits(low);
   high = transpose_bits(high);
   if (lane < 8) words[32 + lane % 2 * 4 + lane / 2] = high;
+}
+
+__device__ inline void store_scale(const Quantized& out, int row, int group, float scale) {
+  const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row),
+             g = static_cast<size_t>(group);
+  auto* records = reinterpret_cast<float*>(out.data);
+  if (out.layout == QuantizedLayout::kHalves) {
+    out.scales[g * rows + r] = scale;
+  } else if (out.layout == QuantizedLayout::kBits1) {
+    using Record = PlanesRecord<1>;
+    records[(g * rows + r) * Record::kWords + Record::kScale] = scale;
+  } else {
+    using Record = PlanesRecord<2>;
+    for (size_t half = 0; half < 2; ++half)
+      records[((2 * g + half) * rows + r) * Record::kWords + Record::kScale] = scale;
+  }
+}
+/// Of half a group, or where slices are whole groups `all` with the first.
+__device__ inline void store_sum(const Quantized& out, int row, int group, int half, int sum, int all) {
+  const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row),
+             g = static_cast<size_t>(group);
+  const size_t slice = 2 * g + static_cast<size_t>(half);
+  auto* records = reinterpret_cast<int32_t*>(out.data);
+  if (out.layout == QuantizedLayout::kHalves) {
+    out.sums[slice * rows + r] = sum;
+  } else if (out.layout == QuantizedLayout::kBits1) {
+    using Record = PlanesRecord<1>;
+    if (half == 0) records[(g * rows + r) * Record::kWords + Record::kSum] = all;
+  } else {
+    using Record = PlanesRecord<2>;
+    records[(slice * rows + r) * Record::kWords + Record::kSum] = sum;
+  }
 }
 
 /// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of
@@ -173,156 +211,164 @@ __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, 
   // Lanes with bit 3 set have the second half of the group.
   const int low = __reduce_add_sync(kAllLanes, lane & 8 ? 0 : sum), all = __reduce_add_sync(kAllLanes, sum);
   if (lane == 0) {
-    out.scales[g * rows + r] = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
-    out.sums[2 * g * rows + r] = low;
-    out.sums[(2 * g + 1) * rows + r] = all - low;
+    const float scale = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
+    store_scale(out, row, group, scale);
+    store_sum(out, row, group, 0, low, all);
+    store_sum(out, row, group, 1, all - low, all);
   }
   return true;
 }
 
-/// A group by eight lanes: element e of 0..15 of a lane is column octet_column(lane, e), so that four groups
-/// are a warp's work.
-__device__ inline int octet_column(int lane, int e) {
-  return (e & 8) * 8 + (lane & 7) * 8 + (e & 7);
+/// A group by half a warp: element e of 0..7 of a lane is column half_warp_column(lane, e).
+__device__ inline int half_warp_column(int lane, int e) {
+  return (lane & 15) * 8 + e;
 }
-/// The sum over the eight lanes of a group.
 template <class T>
-__device__ inline T octet_sum(T x) {
-  for (int distance = 4; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
+__device__ inline T half_warp_sum(T x) {
+  for (int distance = 8; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
   return x;
 }
 
 /// What quantize_lanes adds up of magnitudes, in its order: the tree over elements e, e + kStep, ...
 template <int kStep = 1>
-__device__ inline float octet_total(const float (&x)[16], int e = 0) {
-  if constexpr (kStep < 16) {
-    return octet_total<2 * kStep>(x, e) + octet_total<2 * kStep>(x, e + kStep);
+__device__ inline float half_warp_total(const float (&x)[8], int e = 0) {
+  if constexpr (kStep < 8) {
+    return half_warp_total<2 * kStep>(x, e) + half_warp_total<2 * kStep>(x, e + kStep);
   } else {
-    const int lane = static_cast<int>(threadIdx.x & 31), first = (lane & 24) | (lane & 1);
+    const int lane = static_cast<int>(threadIdx.x & 31), first = lane & 25;
     float sum = 0;
     for (int t = 0; t < 4; ++t) sum += __shfl_sync(kAllLanes, fabsf(x[e]) * 0x1p-7f, first + 2 * t);
-    return sum + __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    return sum + __shfl_xor_sync(kAllLanes, sum, 8);
   }
 }
 
-/// Bit b of byte i of x[k] becomes bit k of byte i of x[b].
-__device__ inline void transpose_bytes(uint32_t (&x)[8]) {
-#pragma unroll
-  for (int distance = 4; distance > 0; distance /= 2) {
-    const uint32_t mask = distance == 4 ? 0x0f0f0f0fu : distance == 2 ? 0x33333333u : 0x55555555u;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      if (k & distance) continue;
-      const uint32_t low = x[k], high = x[k + distance];
-      x[k] = (low & mask) | (high << distance & ~mask);
-      x[k + distance] = (low >> distance & mask) | (high & ~mask);
-    }
-  }
+/// Byte p of the result is bit p of the bytes of x, in their order.
+__device__ inline uint2 transpose_byte_bits(uint2 x) {
+  const auto swap = [&](uint32_t mask, int distance) {  // bits of each word, as far apart
+    const auto swapped = [&](uint32_t v) {
+      const uint32_t t = (v ^ v >> distance) & mask;
+      return v ^ t ^ t << distance;
+    };
+    x = make_uint2(swapped(x.x), swapped(x.y));
+  };
+  swap(0x00aa00aau, 7);
+  swap(0x0000ccccu, 14);
+  return make_uint2((x.x & 0x0f0f0f0fu) | (x.y << 4 & 0xf0f0f0f0u),
+                    (x.x >> 4 & 0x0f0f0f0fu) | (x.y & 0xf0f0f0f0u));
 }
 
-/// x[k] of lane j of eight becomes x[j] of lane k.
-__device__ inline void transpose_octet(uint32_t (&x)[8]) {
+/// Half k of lane j of eight (two halves a register) becomes half j of lane k.
+__device__ inline void transpose_halves(uint32_t (&x)[4]) {
   const int lane = static_cast<int>(threadIdx.x & 31);
 #pragma unroll
-  for (int distance = 4; distance > 0; distance /= 2) {
+  for (int distance = 4; distance > 1; distance /= 2) {
     const bool upper = (lane & distance) != 0;
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      if (k & distance) continue;
-      const uint32_t got = __shfl_xor_sync(kAllLanes, upper ? x[k] : x[k + distance], distance);
-      (upper ? x[k] : x[k + distance]) = got;
+    for (int k = 0; k < 4; ++k) {
+      if (k & distance / 2) continue;
+      const uint32_t got = __shfl_xor_sync(kAllLanes, upper ? x[k] : x[k + distance / 2], distance);
+      (upper ? x[k] : x[k + distance / 2]) = got;
     }
+  }
+  const bool odd = (lane & 1) != 0;
+#pragma unroll
+  for (int k = 0; k < 4; k += 2) {
+    const uint32_t got = __shfl_xor_sync(kAllLanes, __byte_perm(x[k], x[k + 1], odd ? 0x5410 : 0x7632), 1);
+    x[k] = __byte_perm(x[k], got, odd ? 0x3254 : 0x5410);
+    x[k + 1] = __byte_perm(x[k + 1], got, odd ? 0x3276 : 0x7610);
   }
 }
 
-/// By a whole warp: quantize_lanes for four groups, of which each eight lanes have one of any row; nothing is
-/// stored of a group that is not `there`. Returns false in the lanes of one that is not finite.
-__device__ inline bool quantize_octet(const Quantized& out, int row, int group, bool there,
-                                      const float (&x)[16], float factor = 1) {
+/// By a whole warp: quantize_lanes for two groups, of which each half has one of any row; nothing is stored
+/// of a group that is not `there`. Returns false in the lanes of one that is not finite.
+__device__ inline bool quantize_half_warp(const Quantized& out, int row, int group, bool there,
+                                          const float (&x)[8], float factor = 1) {
   constexpr uint32_t kInfinite = 0x7f800000u;
   constexpr float kShift = 0x1.8p23f;  // see quantize_lanes
-  const int j = static_cast<int>(threadIdx.x & 7);
+  const int j = static_cast<int>(threadIdx.x & 15);
   uint32_t most = 0;
 #pragma unroll
   for (float v : x) most = max(most, __float_as_uint(v) & 0x7fffffffu);
-  for (int distance = 4; distance > 0; distance /= 2)
+#pragma unroll
+  for (int distance = 8; distance > 0; distance /= 2)
     most = max(most, __shfl_xor_sync(kAllLanes, most, distance));
   const bool finite = most < kInfinite;
   const float peak = finite ? __uint_as_float(most) : 0;
   float inverse = peak > 0 ? fminf(0x1p125f, __fdiv_rn(511.0f, peak)) : 0;
-  float q[16], magnitude = 0;
+  float q[8], magnitude = 0;
   const auto round = [&] {
 #pragma unroll
-    for (int e = 0; e < 16; ++e) q[e] = __fadd_rn(__fmul_rn(x[e], inverse), kShift);
+    for (int e = 0; e < 8; ++e) q[e] = __fadd_rn(__fmul_rn(x[e], inverse), kShift);
   };
   round();
 #pragma unroll
   for (float v : q) magnitude += fabsf(v - kShift);
-  magnitude = octet_sum(magnitude);
+  magnitude = half_warp_sum(magnitude);
   if (__any_sync(kAllLanes, magnitude > 32700)) {  // all of a group are about as large
-    const float total = octet_total(x);
+    const float total = half_warp_total(x);
     if (magnitude > 32700) inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, total));
     round();
   }
 
   const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row),
              g = static_cast<size_t>(group);
-  uint32_t pairs[8];  // elements e and e + 8
+  const auto bits = [&](int e) { return __float_as_uint(q[e]); };
   there = there && finite;
   if (out.layout == QuantizedLayout::kHalves) {
+    uint32_t halves[4];
 #pragma unroll
-    for (int e = 0; e < 8; ++e) pairs[e] = pack_halves(q[e] - kShift, q[e + 8] - kShift);
-    transpose_octet(pairs);  // the lane has cores j and 8 + j
+    for (int e = 0; e < 8; e += 2) halves[e / 2] = pack_halves(q[e] - kShift, q[e + 1] - kShift);
+    transpose_halves(halves);  // the lane has core j
     if (there) {
-      auto* cores = reinterpret_cast<uint4*>(out.data) +
-                    ((g * (rows / 8) + r / 8) * 16 + static_cast<size_t>(j)) * 8 + r % 8;
-      const auto core = [&](uint32_t halves) {
-        return make_uint4(__byte_perm(pairs[0], pairs[1], halves), __byte_perm(pairs[2], pairs[3], halves),
-                          __byte_perm(pairs[4], pairs[5], halves), __byte_perm(pairs[6], pairs[7], halves));
-      };
-      cores[0] = core(0x5410);
-      cores[64] = core(0x7632);
+      reinterpret_cast<uint4*>(
+          out.data)[((g * (rows / 8) + r / 8) * 16 + static_cast<size_t>(j)) * 8 + r % 8] =
+          make_uint4(halves[0], halves[1], halves[2], halves[3]);
     }
   } else {
-#pragma unroll
-    for (int e = 0; e < 8; ++e)
-      pairs[e] = __byte_perm(__float_as_uint(q[e]), __float_as_uint(q[e + 8]), 0x5410);
-    transpose_bytes(pairs);  // planes p, of elements 0 .. 7 and 8 .. 15, and 8 + p likewise, in turn
+    // Byte `at` of a word: 0 .. 7 of the planes, and the two bits above.
+    const auto bytes = [&](uint32_t at) {
+      return make_uint2(
+          __byte_perm(__byte_perm(bits(0), bits(1), at), __byte_perm(bits(2), bits(3), at), 0x5410),
+          __byte_perm(__byte_perm(bits(4), bits(5), at), __byte_perm(bits(6), bits(7), at), 0x5410));
+    };
+    const uint2 low = transpose_byte_bits(bytes(0x0040)), top = bytes(0x0051);
+    const auto gather = [](uint32_t x) { return (x & 0x01010101u) * 0x01020408u >> 24; };  // 4 bits
+    const auto plane = [&](int p) -> uint32_t {
+      if (p < 4) return low.x >> 8 * p;
+      if (p < 8) return low.y >> 8 * (p - 4);
+      return gather(top.x >> (p - 8)) | gather(top.y >> (p - 8)) << 4;
+    };
     if (there && out.layout == QuantizedLayout::kBits1) {
-      auto* words = reinterpret_cast<unsigned short*>(out.data) + (g * rows + r) * (2 * kBits1Words) + j;
+      uint8_t* to = out.data + (g * rows + r) * (4 * PlanesRecord<1>::kWords) + (j & 7) * 2 + (j >> 3);
 #pragma unroll
-      for (int p = 0; p < kBits1Planes; ++p)
-        words[8 * p] = static_cast<unsigned short>(__byte_perm(pairs[p % 8], 0, p < 8 ? 0x4420 : 0x4431));
+      for (int p = 0; p < PlanesRecord<1>::kPlanes; ++p) to[16 * p] = static_cast<uint8_t>(plane(p));
     } else if (there) {
-      // See pack_bits2; both halves of the group at once.
-      auto* words = reinterpret_cast<unsigned short*>(out.data) + (2 * g * rows + r) * (2 * kBits2Words) + j;
+      // See pack_bits2.
+      auto* words = reinterpret_cast<unsigned short*>(out.data) +
+                    ((2 * g + static_cast<size_t>(j >> 3)) * rows + r) * (2 * PlanesRecord<2>::kWords) +
+                    (j & 7);
       uint32_t before = 0;
 #pragma unroll
-      for (int p = 0; p < kBits2Planes; ++p) {
-        const int plane = p < kBits1Planes ? p : kBits1Planes - 1;
-        uint32_t mine = __byte_perm(pairs[plane % 8], 0, plane < 8 ? 0x4240 : 0x4341);
-        mine = (mine | mine << 4) & 0x0f0f0f0fu;
-        mine = (mine | mine << 2) & 0x33333333u;
-        mine = (mine | mine << 1) & 0x55555555u;
-        const uint32_t both = mine | before << 1;
-        words[8 * p] = static_cast<unsigned short>(both);
-        words[8 * p + rows * 2 * kBits2Words] = static_cast<unsigned short>(both >> 16);
+      for (int p = 0; p < PlanesRecord<2>::kPlanes; ++p) {
+        uint32_t mine = plane(min(p, PlanesRecord<1>::kPlanes - 1)) & 0xff;
+        mine = (mine | mine << 4) & 0x0f0fu;
+        mine = (mine | mine << 2) & 0x3333u;
+        mine = (mine | mine << 1) & 0x5555u;
+        words[8 * p] = static_cast<unsigned short>(mine | before << 1);
         before = mine;
       }
     }
   }
-  uint32_t low = 0, high = 0;
+  int sum = 0;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    low += __float_as_uint(q[e]) - 0x4b400000u;
-    high += __float_as_uint(q[e + 8]) - 0x4b400000u;
-  }
-  const uint32_t sums = octet_sum(low + (high << 16));
-  if (there && j == 0) {
-    out.scales[g * rows + r] = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
-    const int low_sum = static_cast<short>(sums & 0xffff);
-    out.sums[2 * g * rows + r] = low_sum;
-    out.sums[(2 * g + 1) * rows + r] = static_cast<int>(sums - static_cast<uint32_t>(low_sum)) >> 16;
+  for (int e = 0; e < 8; ++e) sum += static_cast<int>(bits(e) - 0x4b400000u);
+#pragma unroll
+  for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  const int all = sum + __shfl_xor_sync(kAllLanes, sum, 8);
+  if (there && (j & 7) == 0) {  // of a half group
+    store_sum(out, row, group, j >> 3, sum, all);
+    if (j == 0) store_scale(out, row, group, peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0);
   }
   return finite;
 }

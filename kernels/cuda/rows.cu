@@ -65,53 +65,53 @@ __global__ void embed_rows(StepView step, MatrixRun run, int64_t row_size, Float
   }
 }
 
-/// Eight threads have a group: grid (rows, parts of a row), but a block has all of a row that is normed.
+/// Half a warp has a group: grid (rows, parts of a row), but a block has all of a row that is normed.
 __global__ void __launch_bounds__(kMostWarps * 32) prepare_row(StepView step, Preparation work) {
   NIWAKI_DYNAMIC_SHARED(shared);
   auto* squares = reinterpret_cast<float*>(shared);  // of each group
   start_successor();
   const int row = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % 32;
-  const int octet = static_cast<int>(threadIdx.x) / 8, octets = static_cast<int>(blockDim.x) / 8;
+  const int half = static_cast<int>(threadIdx.x) / 16, halves = static_cast<int>(blockDim.x) / 16;
   const int groups = (work.width + kGroup - 1) / kGroup;
-  const bool normed = work.norm.weights != nullptr, at_once = normed && groups <= octets;
-  float weights[16], value[16], factor = 1;
-  read_octet(work.norm.weights, octet, work.width, weights, 1);
+  const bool normed = work.norm.weights != nullptr, at_once = normed && groups <= halves;
+  float weights[8], value[8], factor = 1;
+  read_group(work.norm.weights, half, work.width, weights, 1);
   wait_for_predecessor();
   const bool there = row < (work.of.outputs ? step.counts->outputs : step.counts->rows);
   const float* x = work.in.data + row * work.in.stride;
   if (normed) {
-    for (int first = 0; first < groups; first += octets) {
-      read_octet(x, first + octet, work.width, value);
+    for (int first = 0; first < groups; first += halves) {
+      read_group(x, first + half, work.width, value);
       const float sum = group_squares(value);
-      if (lane % 8 == 0 && first + octet < groups) squares[first + octet] = sum;
+      if (lane % 16 == 0 && first + half < groups) squares[first + half] = sum;
     }
     __syncthreads();
     float sum;
-    factor = norm_factor(squares, groups, work.width, work.norm.eps, sum);
+    factor = norm_factor(squares, groups, 1.0f / static_cast<float>(work.width), work.norm.eps, sum);
     if (threadIdx.x == 0 && there && !is_finite(sum)) report_bad(step, work.norm_op, row);
   }
-  for (int first = static_cast<int>(blockIdx.y) * octets; first < groups;
-       first += octets * static_cast<int>(gridDim.y)) {
-    const int group = first + octet;
+  for (int first = static_cast<int>(blockIdx.y) * halves; first < groups;
+       first += halves * static_cast<int>(gridDim.y)) {
+    const int group = first + half;
     if (!at_once) {
-      read_octet(x, group, work.width, value);
-      read_octet(work.norm.weights, group, work.width, weights, 1);
+      read_group(x, group, work.width, value);
+      read_group(work.norm.weights, group, work.width, weights, 1);
     }
-    if (work.out.data != nullptr) {
+    const int column = group * kGroup + half_warp_column(lane, 0);
+    if (work.out.data != nullptr && column < work.width) {
+      float* out = work.out.data + row * work.out.stride + column;
 #pragma unroll
-      for (int e = 0; e < 16; e += 4) {
-        const int column = group * kGroup + octet_column(lane, e);
-        if (column >= work.width) continue;
+      for (int e = 0; e < 8; e += 4) {
         const auto normed_at = [&](int i) { return value[e + i] * factor * weights[e + i]; };
-        *reinterpret_cast<float4*>(work.out.data + row * work.out.stride + column) =
+        *reinterpret_cast<float4*>(out + e) =
             make_float4(normed_at(0), normed_at(1), normed_at(2), normed_at(3));
       }
     }
 #pragma unroll
-    for (int e = 0; e < 16; ++e) value[e] *= weights[e];
+    for (int e = 0; e < 8; ++e) value[e] *= weights[e];
     for (int i = 0; i < work.layouts; ++i) {
-      const bool finite = quantize_octet(work.quantized[i], row, group, group < groups, value, factor);
-      if (!finite && lane % 8 == 0 && there) report_bad(step, work.of.op, row);
+      const bool finite = quantize_half_warp(work.quantized[i], row, group, group < groups, value, factor);
+      if (!finite && lane % 16 == 0 && there) report_bad(step, work.of.op, row);
     }
   }
 }
@@ -166,8 +166,8 @@ void prepare_rows(const StepView& step, const Preparation& work, int rows, cudaS
   const int groups = (work.width + kGroup - 1) / kGroup;
   // A norm needs all of a row. Without one, few rows are spread over more blocks.
   const bool normed = work.norm.weights != nullptr;
-  const int warps = std::min((groups + 3) / 4, normed ? kMostWarps : rows <= kPlaneRows ? 1 : 8);
-  const int parts = normed ? 1 : (groups + 4 * warps - 1) / (4 * warps);
+  const int warps = std::min((groups + 1) / 2, normed ? kMostWarps : rows <= kPlaneRows ? 1 : 8);
+  const int parts = normed ? 1 : (groups + 2 * warps - 1) / (2 * warps);
   launch(prepare_row,
          {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(parts)),
           dim3(static_cast<unsigned>(32 * warps)), static_cast<size_t>(groups) * sizeof(float), true},

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "cpu/linear.h"
-#include "cuda/linear.h"
+#include "cuda/linear_kernels.h"
 #include "cuda/memory.h"
 #include "cuda/rows.h"
 #include "tests/check.h"
@@ -80,6 +80,29 @@ void row_of_floats(const Bench& bench, const cuda::SignProduct& product, const c
   }
 }
 
+/// Tiles of every shape give what `product` gave.
+void every_tile(const cuda::SignProduct& product, const std::vector<float>& before, int rows) {
+  const size_t bytes = before.size() * sizeof(float), stride = static_cast<size_t>(product.out.stride);
+  const size_t first = static_cast<size_t>(product.run->first_row),
+               width = static_cast<size_t>(product.run->rows) /
+                       (product.epilogue == cuda::Epilogue::kSwiglu ? 2 : 1);
+  const auto expected = copy_of(product.out.data, bytes);
+  const cuda::DeviceMemory out(static_cast<size_t>(product.rows) * stride * sizeof(float), "y");
+  for (int tile = 0; tile < cuda::kTileShapes; ++tile) {
+    if (!cuda::tile_fits(tile, product.rows)) continue;
+    cuda::check(cudaMemcpy(out.at<void>(), before.data(), bytes, cudaMemcpyHostToDevice), "y");
+    cuda::SignProduct same = product;
+    same.out.data = out.at<float>();
+    cuda::multiply_tiles(same, tile, nullptr);
+    cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
+    const auto found = copy_of(out.at<void>(), bytes);
+    for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+      const size_t at = (row * stride + first) * sizeof(float);
+      CHECK(std::memcmp(found.data() + at, expected.data() + at, width * sizeof(float)) == 0);
+    }
+  }
+}
+
 /// y = W x on the GPU. `y` holds what is there before.
 std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x,
                        int rows, cuda::Epilogue epilogue, const std::vector<float>& before,
@@ -119,6 +142,7 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
     const cuda::SignProduct product{&part, launched, quantized, y, epilogue};
     cuda::multiply_sign(product, 4, nullptr);
     cuda::check(cudaStreamSynchronize(nullptr), "multiplying");
+    if (launched > cuda::kPlaneRows) every_tile(product, before, rows);
     if (rows == 1 && columns <= cuda::kMostRowFloats) row_of_floats(bench, product, floats, norm, before);
   }
   cuda::check(cudaStreamSynchronize(nullptr), "multiplying");

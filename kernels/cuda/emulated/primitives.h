@@ -69,6 +69,10 @@ inline uint32_t add_meeting(uint32_t* counter, uint32_t x) {
   return __atomic_fetch_add(counter, x, __ATOMIC_ACQ_REL);
 }
 
+template <class T>
+void compute_now(T&) {}
+inline void prefetch(const void*) {}
+
 inline void wait_for_predecessor() {}
 inline void start_successor() {}
 
