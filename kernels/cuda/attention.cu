@@ -22,6 +22,9 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   using Base::Base;
 
   static constexpr bool kFused = kKind == Kind::kFused;
+  /// Whether a short item is gone through once before the kernel's predecessor has ended, without effect: so
+  /// instructions and parameters are in the caches of the processor when it counts.
+  static constexpr bool kRehearse = true;
   using Head = HeadLanes<kDim == 0 ? 2 : 1>;
 
   // Items. The one at work and the next are in shared memory.
@@ -94,13 +97,15 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 
   /// What a warp does with a head.
   struct HeadTask {
-    int which;              // 0: key, 1: value, 2: query
-    int row, token, block;  // token and its block: of a key or value
+    int which;  // 0: key, 1: value, 2: query
+    int row;
     const float *from, *angles;
-    unsigned char* to;  // in shared memory, a row permuted as number `permutation`
+    uint32_t to;  // in shared memory, a row permuted as number `permutation`
     int permutation;
-    Head weight;
+    unsigned char* page;  // of a key or value, and its place in it
+    int slot;
   };
+  static_assert(sizeof(HeadTask) <= kTaskBytes);
   __device__ static int count_tasks(const AttentionItem& item) {
     return item.units + 2 * max(0, item.end - first_fresh(item));
   }
@@ -110,76 +115,96 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     int head;
     if (index < item.units) {
       task.which = 2;
-      task.token = task.block = 0;
+      task.page = nullptr;
+      task.slot = 0;
       task.row = row_of(item, index);
       head = head_of(item, index);
-      task.to = shared + at.queries + index * (2 * dim);
+      task.to = at.queries + index * (2 * dim);
       task.permutation = index;
     } else {
       const int fresh = (count - item.units) / 2, i = index - item.units;
       task.which = i >= fresh;
-      task.token = task.permutation = first_fresh(item) + i - task.which * fresh;
-      task.block = step.tables[item.table + a.block.quotient(task.token)];
-      task.row = item.first_row + task.token - item.position;
+      const int token = first_fresh(item) + i - task.which * fresh;
+      const int block = step.tables[item.table + a.block.quotient(token)];
+      task.page = task.which == 0 ? a.pages.keys(block, item.kv_head) : a.pages.values(block, item.kv_head);
+      task.slot = a.block.remainder(token);
+      task.permutation = token;
+      task.row = item.first_row + token - item.position;
       head = a.layout.heads + task.which * a.layout.kv_heads + item.kv_head;
-      task.to = is_one_chunk(item) ? halves((task.token - item.begin) / kStepTokens, task.which) +
-                                         (task.token - item.begin) % kStepTokens * (2 * dim)
-                                   : fresh_row(item, task.token, task.which);
+      unsigned char* to = is_one_chunk(item) ? halves((token - item.begin) / kStepTokens, task.which) +
+                                                   (token - item.begin) % kStepTokens * (2 * dim)
+                                             : fresh_row(item, token, task.which);
+      task.to = static_cast<uint32_t>(to - shared);
     }
     task.from = a.qkv + task.row * a.qkv_stride + head * dim;
     task.angles = a.norm.rope + task.row * a.norm.rope_stride;
-    if (task.which != 1) task.weight.load(task.which == 2 ? a.norm.q_norm : a.norm.k_norm, dim / 2);
     return task;
   }
-  /// Of the warp, if it has one.
-  __device__ HeadTask first_task(const AttentionItem& item) const {
-    const int count = count_tasks(item);
-    return task_of(item, min(warp, count - 1), count);
+  __device__ HeadTask& first_task() const {
+    return reinterpret_cast<HeadTask*>(shared + at.tasks + warp * kTaskBytes)[0];
   }
-  /// `staged`: the first chunk has come.
-  __device__ void do_task(const AttentionItem& item, const HeadTask& task, bool staged) {
+  /// Of the warp, if it has one.
+  __device__ void find_first_task(const AttentionItem& item) const {
+    const int count = count_tasks(item);
+    const HeadTask task = task_of(item, min(warp, count - 1), count);
+    if (lane == 0) first_task() = task;
+    __syncwarp();
+  }
+  /// What heads are multiplied by. Then __syncthreads().
+  __device__ void fetch_norms() const {
+    auto* norms = reinterpret_cast<float4*>(shared + at.norms);
+    const int each = dim / 4;
+    for (int i = threadIdx.x; i < 2 * each; i += kThreads)
+      norms[i] = reinterpret_cast<const float4*>(i < each ? a.norm.q_norm : a.norm.k_norm)[i % each];
+  }
+  /// By all warps, each first with its first task. The chunk of an item that has one alone is taken, if not
+  /// `taken` before, while numbers come. `waits`: for the kernel's predecessor, before them. Then, if pages
+  /// are to come after the item's, fence_async(). Nothing but shared memory is written if not `live`.
+  __device__ void prepare_heads(const AttentionItem& item, bool taken, bool waits, bool live) {
+    const int count = count_tasks(item), half = dim / 2;
+    HeadTask task = first_task();
+    const bool one_chunk = is_one_chunk(item);
+    if (waits) wait_for_predecessor();
+#pragma unroll 1
+    for (int index = warp; index < count || !taken;) {
+      const bool there = index < count;
+      Head numbers, angles;
+      if (there) {
+        numbers.load_now(task.from, half);
+        if (task.which != 1) angles.load_now(task.angles, half);
+      }
+      if (!taken && one_chunk) take_chunk(item, item.begin);
+      taken = true;
+      if (!there) break;
+      finish_head(task, numbers, angles, live);
+      index += kWarps;
+      if (index < count) task = task_of(item, index, count);
+    }
+  }
+  __device__ void finish_head(const HeadTask& task, Head& numbers, const Head& angles, bool live) {
     const int half = dim / 2;
-    Head numbers, angles;
-    numbers.load(task.from, half);
+    bool fits = true;
     if (task.which != 1) {
-      angles.load(task.angles, half);
-      if (!numbers.norm(task.weight, a.norm.eps, half) && lane == 0) report_bad(step, a.norm.op, task.row);
+      Head weight;
+      weight.load(reinterpret_cast<const float*>(shared + at.norms) + (task.which == 2 ? 0 : dim), half);
+      if (!numbers.norm(weight, a.norm.eps, half) && lane == 0 && live) report_bad(step, a.norm.op, task.row);
       numbers.turn(angles);
     }
-    bool fits = true;
-    unsigned char* page_row = nullptr;
     if (task.which == 2) {
       const float scale = query_scale();
       numbers.each(half, [&](int, float2& x) { x = {x.x * scale, x.y * scale}; });
-    } else {
-      unsigned char* page =
-          task.which == 0 ? a.pages.keys(task.block, item.kv_head) : a.pages.values(task.block, item.kv_head);
-      const int slot = a.block.remainder(task.token);
-      if constexpr (kQ8) {
-        fits = numbers.store_integers(half, slot, a.pages.block_size, page);
-      } else {
-        page_row = page + slot * (2 * dim);
-        if (is_one_chunk(item) && !staged) wait_for((task.token - item.begin) / kStepTokens, task.which);
-      }
+    } else if constexpr (kQ8) {
+      fits = numbers.store_integers(half, task.slot, a.pages.block_size, task.page, live);
     }
     numbers.each(half, [&](int i, float2& x) {
       const int offset = place_chunk(task.permutation, i / 8, dim) * 16 + i % 8 * 2;
       const uint32_t packed = pack_halves(x.x, x.y);
-      *reinterpret_cast<uint32_t*>(task.to + offset) = packed;
-      if (!kQ8 && task.which != 2) *reinterpret_cast<uint32_t*>(page_row + offset) = packed;
+      *reinterpret_cast<uint32_t*>(shared + task.to + offset) = packed;
+      if (!kQ8 && task.which != 2 && live)
+        *reinterpret_cast<uint32_t*>(task.page + task.slot * (2 * dim) + offset) = packed;
       if (!kQ8 || task.which == 2) fits = fits && fits_half(x.x) && fits_half(x.y);
     });
-    if (!fits) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
-  }
-  /// `task`: the warp's first. Then, if pages are to come after the item's, fence_async().
-  __device__ void prepare_heads(const AttentionItem& item, HeadTask task, bool staged) {
-    const int count = count_tasks(item);
-#pragma unroll 1
-    for (int index = warp; index < count;) {
-      do_task(item, task, staged);
-      index += kWarps;
-      if (index < count) task = task_of(item, index, count);
-    }
+    if (!fits && live) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
   }
   /// The keys or values of fresh tokens that are in step i, which has so many tokens from `begin` on.
   __device__ void put_fresh(const AttentionItem& item, int i, int which, int begin, int tokens) const {
@@ -235,9 +260,13 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   /// place(rows, row, 2 pair + which), written so that all pairs of a lane need one register: row % 8 is lane
   /// % 8 in all uses.
   __device__ unsigned char* pair_of_chunks(unsigned char* rows, int row, int pair, int which) const {
-    if (dim % 64 != 0) return place(rows, row, 2 * pair + which);
+    return dim % 64 != 0 ? place(rows, row, 2 * pair + which) : pair_of_chunks(rows, row, pair, which, dim);
+  }
+  /// Rows of `width` numbers, a multiple of 64.
+  __device__ unsigned char* pair_of_chunks(unsigned char* rows, int row, int pair, int which,
+                                           int width) const {
     const uint32_t first = (which ^ (lane & 7)) * 16;
-    return rows + row * (2 * dim) + (first ^ 32 * pair);
+    return rows + row * (2 * width) + (first ^ 32 * pair);
   }
   __device__ static void multiply_pair(float (&first)[4], float (&second)[4], const uint32_t (&x)[4],
                                        const uint32_t (&r)[4]) {
@@ -432,6 +461,144 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     emit_narrow(item, sums);
   }
 
+  // Items of one chunk and few units: what one row of a sequence is, and what decoding waits for.
+
+  static constexpr int kShortUnits = 8;
+  __device__ static bool is_short(const AttentionItem& item) {
+    return kFused && kDim != 0 && is_one_chunk(item) && item.units <= kShortUnits;
+  }
+  /// As attend_narrow, with the heads prepared, and the results, too. `ahead`: the first chunk of the item
+  /// `after` is asked for on the way.
+  __device__ void attend_short(const AttentionItem& item, bool taken, bool waits, bool live,
+                               const AttentionItem& after, bool ahead) {
+    const int tokens = item.end - item.begin, steps = tokens > kStepTokens ? 2 : 1, units = item.units;
+    const int unit = lane / 4, piece = warp, seen = position_of(item, unit) - item.begin;
+    const bool active = piece * kPiece < tokens, split = item.split != 0;
+    // Half the keys are taken before the queries come, unless there are fresh ones among them.
+    constexpr int kSlabs = kDim / 16;
+    uint32_t keys[kSlabs][4];
+    const auto take_keys = [&](int first, int end) {
+#pragma unroll
+      for (int k = first; k < end; ++k) load_keys(keys[k], piece / kPieces, piece % kPieces * kPiece, k);
+    };
+    take_keys(0, kSlabs / 2);
+    const bool early = taken && item.begin + (piece + 1) * kPiece <= item.position;
+    prepare_heads(item, taken, waits, live);
+    __syncthreads();
+    const int block = ahead ? find(after, after.begin) : 0;
+    if (kQ8 && ahead) bring_all(after, after.begin, block);
+
+    // What a matrix instruction has of units 8 to 15 is not looked at.
+    auto* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [unit][piece]
+    unsigned char* weights = shared + at.weights;
+    float s[2][4] = {};
+    if (active) {
+      if (!early) take_keys(0, kSlabs / 2);
+      uint32_t q[kSlabs][4];
+#pragma unroll
+      for (int k = 0; k < kSlabs; ++k) load_queries_at(q[k], 0, k);
+      take_keys(kSlabs / 2, kSlabs);
+#pragma unroll
+      for (int k = 0; k < kSlabs; ++k) multiply_pair(s[0], s[1], q[k], keys[k]);
+    }
+    const int token = piece * kPiece + lane % 4 * 2;
+    float top = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float& x = s[j / 2][j % 2];
+      if (token + 8 * (j / 2) + j % 2 > seen) x = -INFINITY;
+      top = fmaxf(top, x);
+    }
+    top = quad_max(top);
+    if (lane % 4 == 0) maxima[unit * (kSteps * kPieces) + piece] = top;
+    if (!kQ8 && ahead) fence_async();  // the keys of fresh tokens
+    __syncthreads();
+    if (!kQ8 && ahead) {
+#pragma unroll 1
+      for (int i = 0; i < kSteps; ++i) bring(after, after.begin, block, i, 0);
+    }
+
+    float max[kSteps], base[kSteps];
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const float4 m = *reinterpret_cast<const float4*>(maxima + (unit * kSteps + i) * kPieces);
+      max[i] = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
+      if (i > 0) max[i] = fmaxf(max[i], max[i - 1]);
+      base[i] = max[i] == -INFINITY ? 0.0f : max[i];
+    }
+    const float from = piece < kPieces ? base[0] : base[1];
+    if (active) {
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        *reinterpret_cast<uint32_t*>(weights + unit * 2 * kChunkTokens +
+                                     place_chunk(unit, 2 * piece + t, kChunkTokens) * 16 + lane % 4 * 4) =
+            pack_halves(exp2_approx(s[t][0] - from), exp2_approx(s[t][1] - from));
+      }
+    }
+    const int pair = kDim / 16 < kWarps ? warp % (kDim / 16) : warp;  // the warp's dimensions
+    uint32_t v[kPieces][4];
+#pragma unroll
+    for (int k = 0; k < kPieces; ++k) load_values(v[k], 0, pair, k);
+    __syncthreads();
+    float sums[2][4] = {}, total[4] = {};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      if (i >= steps) break;
+      if (i > 0) {
+        const float factor = exp2_approx(max[0] - base[1]);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          sums[0][j] *= factor;
+          sums[1][j] *= factor;
+          total[j] *= factor;
+        }
+#pragma unroll
+        for (int k = 0; k < kPieces; ++k) load_values(v[k], i, pair, k);
+      }
+      uint32_t p[kPieces][4];
+#pragma unroll
+      for (int k = 0; k < kPieces; ++k)
+        load_matrices(p[k], pair_of_chunks(weights, lane % 16, i * kPieces + k, lane / 16, kChunkTokens));
+#pragma unroll
+      for (int k = 0; k < kPieces; ++k) {
+        if ((i * kPieces + k) * kPiece >= tokens) break;
+        add_weights(total, p[k]);
+        multiply_pair(sums[0], sums[1], p[k], v[k]);
+      }
+    }
+
+    // The only span: as Sums::end_span leaves it. Keys have been read: results go where queries were.
+    const bool has = unit < units && warp < kDim / 16;
+    const int column = warp * 16 + lane % 4 * 2;
+    if (split) {
+      if (has && live) {
+        const int64_t record = record_of(item, unit);
+        float* to = a.scratch.sums + record * kDim + column;
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+          *reinterpret_cast<float2*>(to + 8 * t) = {sums[t][0] + 0.0f, sums[t][1] + 0.0f};
+        if (warp == 0 && lane % 4 == 0) a.scratch.totals[record] = {max[1], total[0] + 0.0f};
+      }
+      return;
+    }
+    const float inverse = 1.0f / total[0];
+    if (has) {
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        *reinterpret_cast<float2*>(sum_at(shared + at.queries, unit, column + 8 * t)) = {
+            (sums[t][0] + 0.0f) * inverse, (sums[t][1] + 0.0f) * inverse};
+      }
+    }
+    if (!kQ8 && ahead) fence_async();  // the values of fresh tokens
+    __syncthreads();
+    if (!kQ8 && ahead) {
+#pragma unroll 1
+      for (int i = 0; i < kSteps; ++i) bring(after, after.begin, block, i, 1);
+    }
+    if (warp < units)
+      finish(item, warp, 0, 1, [&](int column) { return *sum_at(shared + at.queries, warp, column); }, live);
+  }
+
   template <int kTiles>
   __device__ void emit_narrow(const AttentionItem& item, const Sums<kTiles>& sums) {
     unsigned char* out = shared + at.queries;
@@ -592,7 +759,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 
   /// Four dimensions of a lane, of up to kGroup from `first` on; `sum_of` gives the sum of one.
   template <class F>
-  __device__ void finish(const AttentionItem& item, int unit, int first, float inverse, F&& sum_of) {
+  __device__ void finish(const AttentionItem& item, int unit, int first, float inverse, F&& sum_of,
+                         bool live = true) {
     const int row = row_of(item, unit), head = head_of(item, unit);
     float x[4];
 #pragma unroll
@@ -600,10 +768,18 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
       const int column = kDim == kGroup ? group_column(lane, t) : first + lane + 32 * t;
       const bool there = kDim == kGroup || column < dim;
       x[t] = there ? sum_of(column) * inverse : 0;
-      if (a.out != nullptr && there) a.out[row * a.out_stride + head * dim + column] = x[t];
+      if (a.out != nullptr && there && live) a.out[row * a.out_stride + head * dim + column] = x[t];
     }
     if constexpr (kDim == kGroup) {
-      if (a.quantize && !quantize_lanes(a.quantized, row, head, x) && lane == 0)
+      if (!a.quantize) return;
+      Quantized to = a.quantized;
+      if (!live) {  // the weights' memory has room for eight rows of a group
+        to.rows = 8;
+        to.data = shared + at.weights;
+        to.scales = reinterpret_cast<float*>(shared + at.maxima);
+        to.sums = reinterpret_cast<int32_t*>(shared + at.maxima) + 8;
+      }
+      if (!quantize_lanes(to, live ? row : 0, live ? head : 0, x) && lane == 0 && live)
         report_bad(step, a.quantize_op, row);
     }
   }
@@ -621,62 +797,64 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     return *last != 0;
   }
 
-  /// As Sums::end_span. The records come through the memory of the pages, which has room for kRecords: a warp
-  /// takes all spans of as many units as its share holds.
-  __device__ void join(const AttentionItem& item) {
-    constexpr int kRecords = kSteps * kStepTokens;
-    const int split = item.split, width = min(dim, kGroup);
-    const int workers = min(kWarps, kRecords / split), at_once = kRecords / workers / split;
-    unsigned char* mine = shared + warp * (kRecords / workers) * (width * 4) + lane * 16;
-    auto* factors = reinterpret_cast<float4*>(shared + at.weights) + warp * kMostSpans;
+  /// As Sums::end_span: a thread has two dimensions at a time, of sixteen units. Not `live`: of one span.
+  __device__ void join(const AttentionItem& item, bool live) {
+    constexpr int kAtOnce = 8;
+    const int split = live ? item.split : 1, pairs = dim / 2;
+    // Of each unit and span; the memory of pages has room for kNarrowUnits * kMostSpans.
+    auto* factors = reinterpret_cast<float4*>(shared + (live ? 0 : at.weights));
 #pragma unroll 1
-    for (int first_unit = warp; warp < workers && first_unit < item.units; first_unit += workers * at_once) {
-      const auto record_at = [&](int unit, int span) {
-        return item.record + span * item.units + first_unit + unit * workers;
-      };
-      const int units = min(at_once, (item.units - first_unit + workers - 1) / workers);
-      float2 totals = {-INFINITY, 0};  // of the lane's unit and span
-      if (lane < units * split) totals = __ldcg(a.scratch.totals + record_at(lane / split, lane % split));
-      for (int first = 0; first < dim; first += width) {
-        const bool has_column = lane * 4 < width && first + lane * 4 < dim;
-        __syncwarp();
-        for (int unit = 0; unit < units && has_column; ++unit) {
-          const float* from =
-              a.scratch.sums + static_cast<int64_t>(record_at(unit, 0)) * dim + first + lane * 4;
-          unsigned char* to = mine + unit * split * (width * 4);
-#pragma unroll 4
-          for (int span = 0; span < split; ++span)
-            copy_async(to + span * (width * 4), from + static_cast<int64_t>(span) * item.units * dim);
-        }
-        commit_copies();
-        wait_copies<0>();
-        for (int unit = 0; unit < units; ++unit) {
-          const int from = unit * split + min(lane, split - 1);
-          float2 total = {__shfl_sync(kAllLanes, totals.x, from), __shfl_sync(kAllLanes, totals.y, from)};
-          if (lane >= split) total = {-INFINITY, 0};
-          factors[lane] = factors_of(total);
-          __syncwarp();
-          unsigned char* of_unit = mine + (has_column ? unit * split * (width * 4) : 0);
-          float4 x = {0, 0, 0, 0};
-          float all = 0;
-#pragma unroll 4
-          for (int span = 0; span < split; ++span) {
-            const float4 f = factors[span],
-                         y = *reinterpret_cast<const float4*>(of_unit + span * (width * 4));
-            all = fmaf(f.z, f.y, all * f.x);
-            x = {fmaf(y.x, f.y, x.x * f.x), fmaf(y.y, f.y, x.y * f.x), fmaf(y.z, f.y, x.z * f.x),
-                 fmaf(y.w, f.y, x.w * f.x)};
+    for (int first = 0; first < item.units; first += kNarrowUnits) {
+      const int units = min(kNarrowUnits, item.units - first), record = item.record + first;
+#pragma unroll 1
+      for (int unit = warp; unit < units; unit += kWarps) {
+        float2 total = {-INFINITY, 0};
+        if (lane < split) total = __ldcg(a.scratch.totals + record + lane * item.units + unit);
+        const float4 factor = factors_of(total);
+        if (lane < split) factors[unit * split + lane] = factor;
+      }
+      bool begun = false;
+#pragma unroll 1
+      for (int i = threadIdx.x; i < units * pairs || !begun; i += kThreads) {
+        const bool there = i < units * pairs;
+        const int unit = there ? i / pairs : 0, column = there ? i % pairs * 2 : 0;
+        const float* from = a.scratch.sums + static_cast<int64_t>(record + unit) * dim + column;
+        float2 x = {0, 0};
+        float all = 0;
+#pragma unroll 1
+        for (int span = 0; span < split; span += kAtOnce) {
+          float2 y[kAtOnce];
+#pragma unroll
+          for (int s = 0; s < kAtOnce; ++s) {
+            if (span + s < split)
+              y[s] = __ldcg(
+                  reinterpret_cast<const float2*>(from + static_cast<int64_t>(span + s) * item.units * dim));
           }
-          const float inverse = 1.0f / all;
-          // To the lanes that have the dimensions in the end.
-          auto* sums = reinterpret_cast<float*>(mine - lane * 16) + unit * split * width;
-          __syncwarp();
-          if (has_column) *reinterpret_cast<float4*>(sums + lane * 4) = x;
-          __syncwarp();
-          finish(item, first_unit + unit * workers, first, inverse,
-                 [&](int column) { return sums[column - first]; });
+          if (!begun) __syncthreads();  // the factors
+          begun = true;
+#pragma unroll
+          for (int s = 0; s < kAtOnce; ++s) {
+            if (span + s >= split) break;
+            const float4 f = factors[unit * split + span + s];
+            all = fmaf(f.z, f.y, all * f.x);
+            x = {fmaf(y[s].x, f.y, x.x * f.x), fmaf(y[s].y, f.y, x.y * f.x)};
+          }
+        }
+        const float inverse = 1.0f / all;
+        if (there)
+          *reinterpret_cast<float2*>(sum_at(shared + at.queries, unit, column)) = {x.x * inverse,
+                                                                                   x.y * inverse};
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int unit = warp; unit < units; unit += kWarps) {
+        for (int at_column = 0; at_column < dim; at_column += kGroup) {
+          finish(
+              item, first + unit, at_column, 1,
+              [&](int column) { return *sum_at(shared + at.queries, unit, column); }, live);
         }
       }
+      __syncthreads();
     }
   }
   /// `total`: M and L of the lane's span. Returns what the sums before the span are multiplied by, what the
@@ -696,6 +874,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   __device__ void run() {
     const int count = step.counts->attention_items, first = static_cast<int>(blockIdx.x);
     if (warp == 0) fetch_item(first, 0);  // there or not: it must not wait for the count
+    if constexpr (kFused) fetch_norms();
     this->init();
     // Blocks that have no item end, but not all: a kernel must not end before the one before it.
     if (first >= count && first != 0) return;
@@ -704,40 +883,57 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     const int begin = first < count ? item_at(0).begin : 0,
               block = first < count ? find(item_at(0), begin) : 0;
     if (first < count) bring_all(item_at(0), begin, block, Part::kStored);
-    HeadTask task;
-    bool staged = false;
+    bool taken = false, live = true;
     if (kFused && first < count) {
       take_chunk(item_at(0), begin);
-      task = first_task(item_at(0));
-      staged = true;
+      find_first_task(item_at(0));
+      __syncthreads();
+      taken = true;
+      live = !kRehearse || !is_short(item_at(0));
     }
-    wait_for_predecessor();
+    bool waits = kFused && first < count;
+    if (!waits) wait_for_predecessor();
     if (!kFused && first < count) bring_all(item_at(0), begin, block, Part::kRest);
     int slot = 0;
-    for (int index = first; index < count; index += gridDim.x, slot ^= 1) {
+#pragma unroll 1
+    for (int index = first; index < count;) {
+      this->forget_thread();
       const AttentionItem &item = item_at(slot), &next = item_at(slot ^ 1);
-      const bool more = index + static_cast<int>(gridDim.x) < count;
+      const bool more = live && index + static_cast<int>(gridDim.x) < count;
       if (more && warp == kWarps - 1) fetch_item(index + gridDim.x, slot ^ 1);
-      if constexpr (kFused) {
-        prepare_heads(item, task, staged);
-      } else {
-        load_queries(item);
-      }
-      __syncthreads();
       // A join takes the memory of the pages.
       const bool ahead = more && kKind != Kind::kWide && item.split == 0;
-      if (kKind == Kind::kWide && item.units > kNarrowUnits) {
-        if constexpr (kKind == Kind::kWide) attend_wide(item);
+      if (is_short(item)) {
+        if constexpr (kFused && kDim != 0) attend_short(item, taken, waits && live, live, next, ahead);
       } else {
-        attend_narrow(item, staged, ahead ? &next : nullptr);
+        if constexpr (kFused) {
+          prepare_heads(item, taken, waits, true);
+          taken |= is_one_chunk(item);
+        } else {
+          load_queries(item);
+        }
+        __syncthreads();
+        if (kKind == Kind::kWide && item.units > kNarrowUnits) {
+          if constexpr (kKind == Kind::kWide) attend_wide(item);
+        } else {
+          attend_narrow(item, taken, ahead ? &next : nullptr);
+        }
       }
-      staged = false;
-      if (item.split != 0 && arrive_last(item)) join(item);
+      if (item.split != 0 && (!live || arrive_last(item))) join(item, live);
+      if (!live) {
+        live = true;
+        __syncthreads();
+        continue;
+      }
+      waits = false;
+      taken = false;
       if (!more) break;
       if (!ahead) fence_async();
       __syncthreads();
       if (!ahead) bring_all(next, next.begin, find(next, next.begin));
-      if constexpr (kFused) task = first_task(next);
+      if constexpr (kFused) find_first_task(next);
+      index += static_cast<int>(gridDim.x);
+      slot ^= 1;
     }
   }
 };

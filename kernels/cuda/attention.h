@@ -126,7 +126,7 @@ struct Attention {
   int32_t store_op;  // HeadStore::op
 };
 
-constexpr int32_t kMostAttentionBlocks = 3;
+constexpr int32_t kMostAttentionBlocks = 2;
 /// Blocks that a GPU of so many processors runs at once: at most kMostAttentionBlocks on each.
 int32_t attention_blocks(const Attention& attention, int32_t processors);
 

@@ -16,7 +16,7 @@ static_assert(kSteps == 2 && kPieces == 4 && kNarrowUnits == 16);
 enum class Kind { kNarrow, kFused, kWide };
 
 /// Warps of a block: one for each piece of a chunk, and where units are many for sixteen of them.
-constexpr int warps_of(Kind kind) {
+__host__ __device__ constexpr int warps_of(Kind kind) {
   return kind == Kind::kWide ? kWideUnits / 16 : kSteps * kPieces;
 }
 
@@ -39,6 +39,8 @@ struct Work : Attention {
   Divisor group, block;  // heads of a KV head, tokens of a block
 };
 
+constexpr uint32_t kTaskBytes = 64;  // what is kept of a warp's work on a head
+
 /// The shared memory of a block, in bytes from its start. Keys and values of the two steps of a chunk are
 /// staged by bulk copies, as pages have them; those of q8 pages are then widened.
 ///
@@ -49,7 +51,7 @@ struct Work : Attention {
 ///                                                     | sums, in the end    |
 struct Layout {
   uint32_t tile, stage;  // bytes: of keys or values of a step; of a step
-  uint32_t widened, queries, weights, maxima, totals, fresh, items, barriers, last, bytes;
+  uint32_t widened, queries, weights, maxima, totals, fresh, norms, tasks, items, barriers, last, bytes;
 
   __host__ __device__ constexpr Layout(int dim, bool q8, Kind kind) {
     const uint32_t row = 2 * dim, halves = kStepTokens * row;
@@ -63,7 +65,9 @@ struct Layout {
     maxima = after_weights > after_sums ? after_weights : after_sums;
     totals = maxima + kSteps * kPieces * kNarrowUnits * 4;
     fresh = totals + kNarrowUnits * 8;
-    items = fresh + (kind == Kind::kFused ? 2 * kFreshTokens * row : 0);
+    norms = fresh + (kind == Kind::kFused ? 2 * kFreshTokens * row : 0);
+    tasks = norms + (kind == Kind::kFused ? 2 * dim * 4 : 0);
+    items = tasks + (kind == Kind::kFused ? warps_of(kind) * kTaskBytes : 0);
     barriers = items + 2 * sizeof(AttentionItem);
     last = barriers + 2 * kSteps * 8;
     bytes = last + 16;
@@ -78,7 +82,8 @@ struct StagedPages {
   const StepView& step;
   const Work& a;
   unsigned char* const shared;
-  const int dim, lane, warp;
+  const int dim;
+  int lane, warp;
   const Layout at;
   uint32_t phases = 0;  // bit i: the parity that step i of a chunk waits for
 
@@ -90,6 +95,14 @@ struct StagedPages {
         lane(threadIdx.x % 32),
         warp(threadIdx.x / 32),
         at(kDim != 0 ? kDim : a.layout.head_dim, kQ8, kKind) {}
+
+  /// Has the compiler find what depends on the thread anew from here on, instead of keeping it all in
+  /// registers from before a loop.
+  __device__ void forget_thread() {
+#ifndef NIWAKI_CUDA_EMULATED
+    asm volatile("" : "+r"(lane), "+r"(warp));
+#endif
+  }
 
   // Where things are.
 
@@ -117,22 +130,22 @@ struct StagedPages {
     for (int i = 0; i < 2 * kSteps; ++i) init_barrier(barrier(0, i), 1);
     fence_barriers();
   }
-  /// For a lane of the first warp: the block that has the lane's piece of the chunk at token `begin`, if the
+  /// For a lane of the last warp: the block that has the lane's piece of the chunk at token `begin`, if the
   /// item has it.
   __device__ int find(const AttentionItem& item, int begin) const {
     const int token = begin + lane * kPiece;
-    return warp == 0 && lane < kSteps * kPieces && token < item.end
+    return warp == kWarps - 1 && lane < kSteps * kPieces && token < item.end
                ? step.tables[item.table + a.block.quotient(token)]
                : 0;
   }
   enum class Part { kAll, kStored, kRest };
-  /// By the first warp: asks for keys (0) or values (1) of step i of that chunk, if the item has it; in two
-  /// parts, of which kStored comes first, or in one.
+  /// By the last warp, which has least to do otherwise: asks for keys (0) or values (1) of step i of that
+  /// chunk, if the item has it; in two parts, of which kStored comes first, or in one.
   __device__ void bring(const AttentionItem& item, int begin, int block, int i, int which,
                         Part part = Part::kAll) const {
     const uint32_t row = kQ8 ? dim : 2 * dim, bytes = kPiece * row, scales = kQ8 ? kPiece * 4 : 0;
     const int step_begin = begin + i * kStepTokens;
-    if (warp != 0 || step_begin >= item.end) return;
+    if (warp != kWarps - 1 || step_begin >= item.end) return;
     const int count = min(kPieces, (item.end - step_begin + kPiece - 1) / kPiece), piece = lane - i * kPieces;
     if (lane == 0 && part != Part::kRest) arrive_expecting(barrier(i, which), count * (bytes + scales));
     __syncwarp();

@@ -34,6 +34,11 @@ struct HeadLanes {
     clear();
     each(half, [&](int i, float2& x) { x = *reinterpret_cast<const float2*>(from + i); });
   }
+  /// What the kernels before this one wrote, whatever was read there before they ended.
+  __device__ void load_now(const float* from, int half) {
+    clear();
+    each(half, [&](int i, float2& x) { x = __ldcg(reinterpret_cast<const float2*>(from + i)); });
+  }
   __device__ void store(float* to, int half) {
     each(half, [&](int i, float2& x) { *reinterpret_cast<float2*>(to + i) = x; });
   }
@@ -43,7 +48,7 @@ struct HeadLanes {
     float squares = 0;
     each(half, [&](int, float2& x) { squares = fmaf(x.y, x.y, fmaf(x.x, x.x, squares)); });
     squares = warp_sum(squares);
-    const float inverse = 1.0f / sqrtf(squares / static_cast<float>(2 * half) + eps);
+    const float inverse = rsqrtf(fmaf(squares, 1.0f / static_cast<float>(2 * half), eps));
 #pragma unroll
     for (int j = 0; j < kParts; ++j) {
       low[j] = {low[j].x * inverse * weight.low[j].x, low[j].y * inverse * weight.low[j].y};
@@ -76,8 +81,9 @@ struct HeadLanes {
     return __all_sync(kAllLanes, fits);
   }
 
-  /// As integers; the scale is chosen as in cpu/kv_store_impl.h. Stores nothing if a number is not finite.
-  __device__ bool store_integers(int half, int slot, int block_size, unsigned char* page) {
+  /// As integers; the scale is chosen as in cpu/kv_store_impl.h. Stores nothing if a number is not finite, or
+  /// not `live`.
+  __device__ bool store_integers(int half, int slot, int block_size, unsigned char* page, bool live = true) {
     constexpr int kScales = 8;
     constexpr float kShift = 0x1.8p23f;
     bool finite = true;
@@ -88,23 +94,34 @@ struct HeadLanes {
     });
     if (!__all_sync(kAllLanes, finite)) return false;
     top = warp_max(top);
-    float inverse = 0, best = 0, least = INFINITY;
-    for (int i = 0; i < kScales && top >= 0x1p-119f; ++i) {
-      const float levels = 127.4f - 0.4f * static_cast<float>(i), size = top / levels, steps = levels / top;
-      const float unit =
-          1 / top;  // errors are in units of the largest, so that no square leaves the range of a float
+    // Errors are in units of the largest, so that no square leaves the range of a float.
+    const float unit = 1 / top;
+    float errors[kScales], sizes[kScales], steps[kScales];
+#pragma unroll
+    for (int i = 0; i < kScales; ++i) {
+      const float levels = 127.4f - 0.4f * static_cast<float>(i), size = top * (1 / levels);
       float error = 0;
+      sizes[i] = size;
+      steps[i] = levels * unit;
       each(half, [&](int, float2& x) {
-        const auto off = [&](float v) { return fmaf(-(fmaf(v, steps, kShift) - kShift), size, v) * unit; };
+        const auto off = [&](float v) { return fmaf(-(fmaf(v, steps[i], kShift) - kShift), size, v) * unit; };
         const float first = off(x.x), second = off(x.y);
         error = fmaf(second, second, fmaf(first, first, error));
       });
-      const float total = warp_sum(error);
-      if (total < least) {
-        least = total;
-        best = size;
-        inverse = steps;
-      }
+      errors[i] = error;
+    }
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {  // warp_sum of all
+#pragma unroll
+      for (float& error : errors) error += __shfl_xor_sync(kAllLanes, error, distance);
+    }
+    float inverse = 0, best = 0, least = INFINITY;
+#pragma unroll
+    for (int i = 0; i < kScales; ++i) {
+      if (top < 0x1p-119f || errors[i] >= least) continue;
+      least = errors[i];
+      best = sizes[i];
+      inverse = steps[i];
     }
     unsigned char* row = page + static_cast<size_t>(slot) * (2 * half);
     each(half, [&](int i, float2& x) {
@@ -112,10 +129,10 @@ struct HeadLanes {
         return static_cast<signed char>(fmaf(v, inverse, kShift) - kShift);
       };
       const char2 integers = {integer(x.x), integer(x.y)};
-      *reinterpret_cast<char2*>(row + i) = integers;
+      if (live) *reinterpret_cast<char2*>(row + i) = integers;
       x = {static_cast<float>(integers.x) * best, static_cast<float>(integers.y) * best};
     });
-    if (threadIdx.x % 32 == 0)
+    if (threadIdx.x % 32 == 0 && live)
       reinterpret_cast<float*>(page + static_cast<size_t>(block_size) * (2 * half))[slot] = best;
     return fits_half((fmaf(top, inverse, kShift) - kShift) * best);
   }

@@ -653,12 +653,15 @@ TEST(results_are_quantized_for_the_next_operation) {
     Bench bench(shape, {150, 20}, 16);
     for (const QuantizedLayout layout :
          {QuantizedLayout::kBits1, QuantizedLayout::kBits2, QuantizedLayout::kHalves}) {
-      for (const int rows : {1, 150}) {
-        const int processors = rows == 1 ? 1000 : 4, columns = 4 * 128, room = (rows + 7) / 8 * 8;
+      const Running split{1000}, whole{4}, fused{4, 3, 1 << 14, false, Running::kFused},
+          fused_and_split{1000, 3, 1 << 14, false, Running::kFused};
+      for (const auto& [rows, running] :
+           {std::pair{1, split}, {150, whole}, {1, fused}, {2, fused_and_split}}) {
+        const int columns = 4 * 128, room = (rows + 7) / 8 * 8;
         const QuantizedRows with(layout, room, columns), after(layout, room, columns),
             only(layout, room, columns);
-        bench.run({{{0, 150 - rows}}, {{0, rows}}}, {processors}, 150 - rows,
-                  [&](const StepView& step, Attention a) {
+        bench.run({{{0, 150 - rows}}, {{0, rows}}}, running, 150 - rows,
+                  [&, rows = rows](const StepView& step, Attention a) {
                     a.quantize = true;
                     a.quantized = with.view;
                     launch_attention(step, a, 3, nullptr);
@@ -885,9 +888,8 @@ TEST(blocks_are_copied_read_and_written) {
   };
   CHECK(code([&] { kv.copy_block(1, 5); }) == static_cast<int>(ErrorCode::kInvalidArgument));
   CHECK(code([&] { kv.read_block(-1, got.data()); }) == static_cast<int>(ErrorCode::kInvalidArgument));
-  CHECK(code([] {
-          CudaKvCache({1, 1, 64, 16, 1, KvType::kF32});
-        }) == static_cast<int>(ErrorCode::kUnsupported));
+  CHECK(code([] { CudaKvCache({1, 1, 64, 16, 1, KvType::kF32}); }) ==
+        static_cast<int>(ErrorCode::kUnsupported));
 }
 
 TEST_MAIN()
