@@ -22,9 +22,6 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   using Base::Base;
 
   static constexpr bool kFused = kKind == Kind::kFused;
-  /// Whether a short item is gone through once before the kernel's predecessor has ended, without effect: so
-  /// instructions and parameters are in the caches of the processor when it counts.
-  static constexpr bool kRehearse = true;
   using Head = HeadLanes<kDim == 0 ? 2 : 1>;
 
   // Items. The one at work and the next are in shared memory.
@@ -159,8 +156,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   }
   /// By all warps, each first with its first task. The chunk of an item that has one alone is taken, if not
   /// `taken` before, while numbers come. `waits`: for the kernel's predecessor, before them. Then, if pages
-  /// are to come after the item's, fence_async(). Nothing but shared memory is written if not `live`.
-  __device__ void prepare_heads(const AttentionItem& item, bool taken, bool waits, bool live) {
+  /// are to come after the item's, fence_async().
+  __device__ void prepare_heads(const AttentionItem& item, bool taken, bool waits) {
     const int count = count_tasks(item), half = dim / 2;
     HeadTask task = first_task();
     const bool one_chunk = is_one_chunk(item);
@@ -176,35 +173,35 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
       if (!taken && one_chunk) take_chunk(item, item.begin);
       taken = true;
       if (!there) break;
-      finish_head(task, numbers, angles, live);
+      finish_head(task, numbers, angles);
       index += kWarps;
       if (index < count) task = task_of(item, index, count);
     }
   }
-  __device__ void finish_head(const HeadTask& task, Head& numbers, const Head& angles, bool live) {
+  __device__ void finish_head(const HeadTask& task, Head& numbers, const Head& angles) {
     const int half = dim / 2;
     bool fits = true;
     if (task.which != 1) {
       Head weight;
       weight.load(reinterpret_cast<const float*>(shared + at.norms) + (task.which == 2 ? 0 : dim), half);
-      if (!numbers.norm(weight, a.norm.eps, half) && lane == 0 && live) report_bad(step, a.norm.op, task.row);
+      if (!numbers.norm(weight, a.norm.eps, half) && lane == 0) report_bad(step, a.norm.op, task.row);
       numbers.turn(angles);
     }
     if (task.which == 2) {
       const float scale = query_scale();
       numbers.each(half, [&](int, float2& x) { x = {x.x * scale, x.y * scale}; });
     } else if constexpr (kQ8) {
-      fits = numbers.store_integers(half, task.slot, a.pages.block_size, task.page, live);
+      fits = numbers.store_integers(half, task.slot, a.pages.block_size, task.page);
     }
     numbers.each(half, [&](int i, float2& x) {
       const int offset = place_chunk(task.permutation, i / 8, dim) * 16 + i % 8 * 2;
       const uint32_t packed = pack_halves(x.x, x.y);
       *reinterpret_cast<uint32_t*>(shared + task.to + offset) = packed;
-      if (!kQ8 && task.which != 2 && live)
+      if (!kQ8 && task.which != 2)
         *reinterpret_cast<uint32_t*>(task.page + task.slot * (2 * dim) + offset) = packed;
       if (!kQ8 || task.which == 2) fits = fits && fits_half(x.x) && fits_half(x.y);
     });
-    if (!fits && live) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
+    if (!fits) report_bad(step, task.which == 2 ? a.op : a.store_op, task.row);
   }
   /// The keys or values of fresh tokens that are in step i, which has so many tokens from `begin` on.
   __device__ void put_fresh(const AttentionItem& item, int i, int which, int begin, int tokens) const {
@@ -469,8 +466,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
   }
   /// As attend_narrow, with the heads prepared, and the results, too. `ahead`: the first chunk of the item
   /// `after` is asked for on the way.
-  __device__ void attend_short(const AttentionItem& item, bool taken, bool waits, bool live,
-                               const AttentionItem& after, bool ahead) {
+  __device__ void attend_short(const AttentionItem& item, bool taken, bool waits, const AttentionItem& after,
+                               bool ahead) {
     const int tokens = item.end - item.begin, steps = tokens > kStepTokens ? 2 : 1, units = item.units;
     const int unit = lane / 4, piece = warp, seen = position_of(item, unit) - item.begin;
     const bool active = piece * kPiece < tokens, split = item.split != 0;
@@ -483,7 +480,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     };
     take_keys(0, kSlabs / 2);
     const bool early = taken && item.begin + (piece + 1) * kPiece <= item.position;
-    prepare_heads(item, taken, waits, live);
+    prepare_heads(item, taken, waits);
     __syncthreads();
     const int block = ahead ? find(after, after.begin) : 0;
     if (kQ8 && ahead) bring_all(after, after.begin, block);
@@ -571,7 +568,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     const bool has = unit < units && warp < kDim / 16;
     const int column = warp * 16 + lane % 4 * 2;
     if (split) {
-      if (has && live) {
+      if (has) {
         const int64_t record = record_of(item, unit);
         float* to = a.scratch.sums + record * kDim + column;
 #pragma unroll
@@ -596,7 +593,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
       for (int i = 0; i < kSteps; ++i) bring(after, after.begin, block, i, 1);
     }
     if (warp < units)
-      finish(item, warp, 0, 1, [&](int column) { return *sum_at(shared + at.queries, warp, column); }, live);
+      finish(item, warp, 0, 1, [&](int column) { return *sum_at(shared + at.queries, warp, column); });
   }
 
   template <int kTiles>
@@ -759,8 +756,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 
   /// Four dimensions of a lane, of up to kGroup from `first` on; `sum_of` gives the sum of one.
   template <class F>
-  __device__ void finish(const AttentionItem& item, int unit, int first, float inverse, F&& sum_of,
-                         bool live = true) {
+  __device__ void finish(const AttentionItem& item, int unit, int first, float inverse, F&& sum_of) {
     const int row = row_of(item, unit), head = head_of(item, unit);
     float x[4];
 #pragma unroll
@@ -768,19 +764,11 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
       const int column = kDim == kGroup ? group_column(lane, t) : first + lane + 32 * t;
       const bool there = kDim == kGroup || column < dim;
       x[t] = there ? sum_of(column) * inverse : 0;
-      if (a.out != nullptr && there && live) a.out[row * a.out_stride + head * dim + column] = x[t];
+      if (a.out != nullptr && there) a.out[row * a.out_stride + head * dim + column] = x[t];
     }
     if constexpr (kDim == kGroup) {
       if (!a.quantize) return;
-      Quantized to = a.quantized;
-      if (!live) {  // the weights' memory has room for eight rows of a group
-        to.rows = 8;
-        to.data = shared + at.weights;
-        to.scales = reinterpret_cast<float*>(shared + at.maxima);
-        to.sums = reinterpret_cast<int32_t*>(shared + at.maxima) + 8;
-      }
-      if (!quantize_lanes(to, live ? row : 0, live ? head : 0, x) && lane == 0 && live)
-        report_bad(step, a.quantize_op, row);
+      if (!quantize_lanes(a.quantized, row, head, x) && lane == 0) report_bad(step, a.quantize_op, row);
     }
   }
 
@@ -797,12 +785,12 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     return *last != 0;
   }
 
-  /// As Sums::end_span: a thread has two dimensions at a time, of sixteen units. Not `live`: of one span.
-  __device__ void join(const AttentionItem& item, bool live) {
+  /// As Sums::end_span: a thread has two dimensions at a time, of sixteen units.
+  __device__ void join(const AttentionItem& item) {
     constexpr int kAtOnce = 8;
-    const int split = live ? item.split : 1, pairs = dim / 2;
+    const int split = item.split, pairs = dim / 2;
     // Of each unit and span; the memory of pages has room for kNarrowUnits * kMostSpans.
-    auto* factors = reinterpret_cast<float4*>(shared + (live ? 0 : at.weights));
+    auto* factors = reinterpret_cast<float4*>(shared);
 #pragma unroll 1
     for (int first = 0; first < item.units; first += kNarrowUnits) {
       const int units = min(kNarrowUnits, item.units - first), record = item.record + first;
@@ -849,9 +837,8 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
 #pragma unroll 1
       for (int unit = warp; unit < units; unit += kWarps) {
         for (int at_column = 0; at_column < dim; at_column += kGroup) {
-          finish(
-              item, first + unit, at_column, 1,
-              [&](int column) { return *sum_at(shared + at.queries, unit, column); }, live);
+          finish(item, first + unit, at_column, 1,
+                 [&](int column) { return *sum_at(shared + at.queries, unit, column); });
         }
       }
       __syncthreads();
@@ -883,13 +870,12 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     const int begin = first < count ? item_at(0).begin : 0,
               block = first < count ? find(item_at(0), begin) : 0;
     if (first < count) bring_all(item_at(0), begin, block, Part::kStored);
-    bool taken = false, live = true;
+    bool taken = false;
     if (kFused && first < count) {
       take_chunk(item_at(0), begin);
       find_first_task(item_at(0));
       __syncthreads();
       taken = true;
-      live = !kRehearse || !is_short(item_at(0));
     }
     bool waits = kFused && first < count;
     if (!waits) wait_for_predecessor();
@@ -899,15 +885,15 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
     for (int index = first; index < count;) {
       this->forget_thread();
       const AttentionItem &item = item_at(slot), &next = item_at(slot ^ 1);
-      const bool more = live && index + static_cast<int>(gridDim.x) < count;
+      const bool more = index + static_cast<int>(gridDim.x) < count;
       if (more && warp == kWarps - 1) fetch_item(index + gridDim.x, slot ^ 1);
       // A join takes the memory of the pages.
       const bool ahead = more && kKind != Kind::kWide && item.split == 0;
       if (is_short(item)) {
-        if constexpr (kFused && kDim != 0) attend_short(item, taken, waits && live, live, next, ahead);
+        if constexpr (kFused && kDim != 0) attend_short(item, taken, waits, next, ahead);
       } else {
         if constexpr (kFused) {
-          prepare_heads(item, taken, waits, true);
+          prepare_heads(item, taken, waits);
           taken |= is_one_chunk(item);
         } else {
           load_queries(item);
@@ -919,12 +905,7 @@ struct Block : StagedPages<kDim, kQ8, kKind> {
           attend_narrow(item, taken, ahead ? &next : nullptr);
         }
       }
-      if (item.split != 0 && (!live || arrive_last(item))) join(item, live);
-      if (!live) {
-        live = true;
-        __syncthreads();
-        continue;
-      }
+      if (item.split != 0 && arrive_last(item)) join(item);
       waits = false;
       taken = false;
       if (!more) break;

@@ -81,9 +81,8 @@ struct HeadLanes {
     return __all_sync(kAllLanes, fits);
   }
 
-  /// As integers; the scale is chosen as in cpu/kv_store_impl.h. Stores nothing if a number is not finite, or
-  /// not `live`.
-  __device__ bool store_integers(int half, int slot, int block_size, unsigned char* page, bool live = true) {
+  /// As integers; the scale is chosen as in cpu/kv_store_impl.h. Stores nothing if a number is not finite.
+  __device__ bool store_integers(int half, int slot, int block_size, unsigned char* page) {
     constexpr int kScales = 8;
     constexpr float kShift = 0x1.8p23f;
     bool finite = true;
@@ -129,10 +128,10 @@ struct HeadLanes {
         return static_cast<signed char>(fmaf(v, inverse, kShift) - kShift);
       };
       const char2 integers = {integer(x.x), integer(x.y)};
-      if (live) *reinterpret_cast<char2*>(row + i) = integers;
+      *reinterpret_cast<char2*>(row + i) = integers;
       x = {static_cast<float>(integers.x) * best, static_cast<float>(integers.y) * best};
     });
-    if (threadIdx.x % 32 == 0 && live)
+    if (threadIdx.x % 32 == 0)
       reinterpret_cast<float*>(page + static_cast<size_t>(block_size) * (2 * half))[slot] = best;
     return fits_half((fmaf(top, inverse, kShift) - kShift) * best);
   }

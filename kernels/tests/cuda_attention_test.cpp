@@ -888,8 +888,9 @@ TEST(blocks_are_copied_read_and_written) {
   };
   CHECK(code([&] { kv.copy_block(1, 5); }) == static_cast<int>(ErrorCode::kInvalidArgument));
   CHECK(code([&] { kv.read_block(-1, got.data()); }) == static_cast<int>(ErrorCode::kInvalidArgument));
-  CHECK(code([] { CudaKvCache({1, 1, 64, 16, 1, KvType::kF32}); }) ==
-        static_cast<int>(ErrorCode::kUnsupported));
+  CHECK(code([] {
+          CudaKvCache({1, 1, 64, 16, 1, KvType::kF32});
+        }) == static_cast<int>(ErrorCode::kUnsupported));
 }
 
 TEST_MAIN()
