@@ -51,38 +51,49 @@ struct RowWork : SignWork {
   RowLayout at;
 };
 
-/// What waits for a row of weights and a slice: the sum and the weights' scale.
-template <int Bits>
-struct SliceSum;
+/// What waits for a row of weights and a slice: the sum, and what it is to be multiplied by; of a row that
+/// the block quantizes only the weights' scale, since the factor of a norm is known last.
+template <int Bits, bool kFloats>
+struct SliceSum {
+  float value, both_scales;
+
+  __device__ static SliceSum of(int sum, uint32_t scales, int which, float row_scale) {
+    return {static_cast<float>(sum), __fmul_rn(half_bits_to_float(scales >> 16 * which), row_scale)};
+  }
+  __device__ float sum() const { return value; }
+  __device__ float scale(float) const { return both_scales; }
+};
 template <>
-struct SliceSum<1> {
+struct SliceSum<1, true> {
   uint32_t both;  // the sum is at most 32,700
 
-  __device__ static SliceSum of(int sum, uint32_t scales, int which) {
+  __device__ static SliceSum of(int sum, uint32_t scales, int which, float) {
     return {__byte_perm(static_cast<uint32_t>(sum), scales, which == 0 ? 0x5410 : 0x7610)};
   }
   __device__ float sum() const { return static_cast<float>(static_cast<short>(both & 0xffff)); }
-  __device__ float scale() const { return half_bits_to_float(both >> 16); }
+  __device__ float scale(float row_scale) const {
+    return __fmul_rn(half_bits_to_float(both >> 16), row_scale);
+  }
 };
 template <>
-struct SliceSum<2> {
+struct SliceSum<2, true> {
   int32_t value;
   uint32_t half;
 
-  __device__ static SliceSum of(int sum, uint32_t scales, int which) {
+  __device__ static SliceSum of(int sum, uint32_t scales, int which, float) {
     return {sum, scales >> 16 * which & 0xffff};
   }
   __device__ float sum() const { return static_cast<float>(value); }
-  __device__ float scale() const { return half_bits_to_float(half); }
+  __device__ float scale(float row_scale) const { return __fmul_rn(half_bits_to_float(half), row_scale); }
 };
-/// Bytes of a tile's sums: [slice][16], rows of odd slices turned by 8, and some so that neighboring tiles
-/// are in different banks.
-template <int Bits>
+/// Bytes of a tile's sums: [slice][16], in places of which lanes that are beside each other have different
+/// banks.
+template <class Sum>
 __host__ __device__ constexpr int tile_bytes_of(int units) {
-  return (2 * units + 1) * 16 * static_cast<int>(sizeof(SliceSum<Bits>));
+  return 2 * units * 16 * static_cast<int>(sizeof(Sum)) + (sizeof(Sum) == 4 ? 64 : 0);
 }
 
-template <int Bits>
+template <int Bits, class Sum>
 RowLayout lay_out(const RowWork& work, bool floats, bool quantizes) {
   int32_t end = kWarps * work.ring * kPairBytes;
   const auto take = [&end](int32_t size) {
@@ -93,7 +104,7 @@ RowLayout lay_out(const RowWork& work, bool floats, bool quantizes) {
   const int32_t units = work.weights.units;
   RowLayout at;
   at.barriers = take(kWarps * work.ring * 8);
-  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Bits>(units));
+  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Sum>(units));
   at.squares = take(floats ? 2 * units * 4 : 0);
   // The row, once more for all warps whose units other warps have, too.
   at.row = take(std::max(1, kWarps / units) * 2 * units * PlanesRecord<Bits>::kWords * 4);
@@ -122,6 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   const int block = static_cast<int>(blockIdx.x);
   const int begin = (work.each * block + min(block, work.more)) * work.stretch;
   const int end = min(work.pairs, begin + (work.each + (block < work.more)) * work.stretch);
+  if (begin >= end) return wait_for_predecessor();  // no kernel ends before the one ahead
   // With fewer units than warps several warps have the same unit, of different pairs.
   const int together = min(w.units, kWarps), apart = kWarps / together;
   const int first_unit = warp % together, first_pair = warp / together;
@@ -174,11 +186,14 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   // Where a lane finds the weights' scales in a place of the ring, and where its sums go: rows `quad` and
   // `quad` + 8 of a slice, turned so that lanes store to different banks.
   int scale_at = kWordBytes + ((part >> 1) * 16 + quad * 2 + (part & 1)) * 4;
-  using Sum = SliceSum<Bits>;
+  using Sum = SliceSum<Bits, kFloats>;
   constexpr int kSum = sizeof(Sum), kSliceBytes = 16 * kSum;
-  const int turn = 8 * (part & 1);
-  int low_at = ((quad + turn) & 15) * kSum, high_at = ((quad + 8 + turn) & 15) * kSum;
-  const int tile_bytes = tile_bytes_of<Bits>(w.units);
+  const auto turn = [](int slice, int tile) {
+    return kSum == 4 ? 8 * (slice & 1) : 4 * (slice & 1) + 8 * (tile & 1);
+  };
+  const int own_turn = turn(part & 1, part >> 1);
+  int low_at = ((quad + own_turn) & 15) * kSum, high_at = ((quad + 8 + own_turn) & 15) * kSum;
+  const int tile_bytes = tile_bytes_of<Sum>(w.units);
   int pair_bytes = apart * 2 * tile_bytes;
   int lane_at = at.sums + (2 * first_pair + (part >> 1)) * tile_bytes + (part & 1) * kSliceBytes;
   // Where the row of weights goes of which a thread adds up the slices, in a batch from `first` on.
@@ -193,7 +208,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   int column = column_of(begin);
   float* out = work.out.data;
   const int row_at = at.sums + tile * tile_bytes;
-  int even_at = row_at + row * kSum, odd_at = row_at + kSliceBytes + ((row + 8) & 15) * kSum;
+  int even_at = row_at + ((row + turn(0, tile)) & 15) * kSum,
+      odd_at = row_at + kSliceBytes + ((row + turn(1, tile)) & 15) * kSum;
   for (int* each : {&scale_at, &low_at, &high_at, &pair_bytes, &lane_at, &column, &even_at, &odd_at})
     compute_now(*each);
   compute_now(weigh[0]);
@@ -283,6 +299,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
       }
       const uint32_t* mine = record + (part & 1) * Record::kWords;
       const auto row_sum = static_cast<int>(mine[Record::kSum]);
+      const float row_scale = kFloats ? 0 : __uint_as_float(mine[Record::kScale]);
       int to = lane_at + batch_at + unit * 2 * kSliceBytes;
 #pragma unroll 1
       for (int left = pairs - first_pair; left > 0; left -= apart, to += pair_bytes) {
@@ -319,7 +336,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           const int product = Bits == 1 ? 2 * sum[2 * i] + 512 * even - 1024 * odd
                                         : sum[2 * i] + 256 * even + 512 * odd - 1024 * top[2 * i];
           *reinterpret_cast<Sum*>(shared + to + (i == 0 ? low_at : high_at)) =
-              Sum::of(product - row_sum, scale, i);
+              Sum::of(product - row_sum, scale, i, row_scale);
         }
       }
     }
@@ -342,9 +359,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
                                              s / 2 * (2 * kSliceBytes));
       };
       const auto add = [&](int s, const Sum& sum) {
-        const float row_scale = row_scales[s * Record::kWords];
-        y = __fmaf_rn(sum.sum(), __fmul_rn(sum.scale(), kFloats ? __fmul_rn(row_scale, factor) : row_scale),
-                      y);
+        const float row_scale = kFloats ? __fmul_rn(row_scales[s * Record::kWords], factor) : 0;
+        y = __fmaf_rn(sum.sum(), sum.scale(row_scale), y);
       };
       constexpr int kAtOnce = 16;
       int s = 0;
@@ -392,17 +408,21 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 }
 
 constexpr size_t kMostShared = 227 << 10;  // of a block
+constexpr size_t kBesideBytes = 92 << 10;  // of a block that is to fit beside one of SwiGLU
 
 template <int Bits, bool kFloats, Epilogue E, bool kQuantizes>
 void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStream_t stream) {
   const auto kernel = multiply_row_kernel<Bits, kFloats, E, kQuantizes>;
+  using Sum = SliceSum<Bits, kFloats>;
   work.stretch = kQuantizes ? kGroupPairs : 1;
   const int stretches = (work.pairs + work.stretch - 1) / work.stretch;
-  const int blocks = std::min(stretches, multiprocessors);
+  // One for each multiprocessor, with work or not, so that the blocks that come next find as much room on
+  // each.
+  const int blocks = multiprocessors;
   const int most = (stretches + blocks - 1) / blocks * work.stretch;
   work.each = stretches / blocks;
   work.more = stretches % blocks;
-  const auto pair_bytes = static_cast<size_t>(2 * tile_bytes_of<Bits>(work.weights.units));
+  const auto pair_bytes = static_cast<size_t>(2 * tile_bytes_of<Sum>(work.weights.units));
   work.batch = kQuantizes ? kGroupPairs
                           : std::min({most, kWarps, std::max(1, static_cast<int>(kBatchBytes / pair_bytes))});
   work.several =
@@ -410,8 +430,12 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   const int together = std::min(work.weights.units, kWarps), apart = kWarps / together;
   const int turns = (work.weights.units + kWarps - 1) / kWarps * ((most + apart - 1) / apart);
   work.ring = std::min(turns, static_cast<int>(kRingBytes / (kWarps * kPairBytes)));
-  const auto lay = [&] { work.at = lay_out<Bits>(work, kFloats, kQuantizes); };
-  for (lay(); work.ring > 1 && static_cast<size_t>(work.at.bytes) > kMostShared; lay()) --work.ring;
+  const auto lay = [&] { work.at = lay_out<Bits, Sum>(work, kFloats, kQuantizes); };
+  const size_t most_bytes = E == Epilogue::kAdd ? kBesideBytes : kMostShared;
+  for (lay();
+       work.ring > 1 && static_cast<size_t>(work.at.bytes) > (work.ring > 2 ? most_bytes : kMostShared);
+       lay())
+    --work.ring;
   static const bool allowed = [&] {
     allow_shared(kernel, kMostShared);
     return true;

@@ -296,15 +296,25 @@ __device__ inline bool quantize_half_warp(const Quantized& out, int row, int gro
   const bool finite = most < kInfinite;
   const float peak = finite ? __uint_as_float(most) : 0;
   float inverse = peak > 0 ? fminf(0x1p125f, __fdiv_rn(511.0f, peak)) : 0;
-  float q[8], magnitude = 0;
+  float q[8], magnitude;
+  int sum;  // of a half group
   const auto round = [&] {
+    magnitude = 0;
+    sum = 0;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) q[e] = __fadd_rn(__fmul_rn(x[e], inverse), kShift);
+    for (int e = 0; e < 8; ++e) {
+      q[e] = __fadd_rn(__fmul_rn(x[e], inverse), kShift);
+      magnitude += fabsf(q[e] - kShift);
+      sum += static_cast<int>(__float_as_uint(q[e]) - 0x4b400000u);
+    }
+#pragma unroll
+    for (int distance = 4; distance > 0; distance /= 2) {
+      magnitude += __shfl_xor_sync(kAllLanes, magnitude, distance);
+      sum += __shfl_xor_sync(kAllLanes, sum, distance);
+    }
+    magnitude += __shfl_xor_sync(kAllLanes, magnitude, 8);
   };
   round();
-#pragma unroll
-  for (float v : q) magnitude += fabsf(v - kShift);
-  magnitude = half_warp_sum(magnitude);
   if (__any_sync(kAllLanes, magnitude > 32700)) {  // all of a group are about as large
     const float total = half_warp_total(x);
     if (magnitude > 32700) inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, total));
@@ -315,6 +325,10 @@ __device__ inline bool quantize_half_warp(const Quantized& out, int row, int gro
              g = static_cast<size_t>(group);
   const auto bits = [&](int e) { return __float_as_uint(q[e]); };
   there = there && finite;
+  const float scale = peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0;
+  const int all = sum + __shfl_xor_sync(kAllLanes, sum, 8);
+  if (there && (j & 7) == 0) store_sum(out, row, group, j >> 3, sum, all);
+  if (there && j == 0) store_scale(out, row, group, scale);
   if (out.layout == QuantizedLayout::kHalves) {
     uint32_t halves[4];
 #pragma unroll
@@ -359,16 +373,6 @@ __device__ inline bool quantize_half_warp(const Quantized& out, int row, int gro
         before = mine;
       }
     }
-  }
-  int sum = 0;
-#pragma unroll
-  for (int e = 0; e < 8; ++e) sum += static_cast<int>(bits(e) - 0x4b400000u);
-#pragma unroll
-  for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
-  const int all = sum + __shfl_xor_sync(kAllLanes, sum, 8);
-  if (there && (j & 7) == 0) {  // of a half group
-    store_sum(out, row, group, j >> 3, sum, all);
-    if (j == 0) store_scale(out, row, group, peak > 0 ? __fmul_rn(__frcp_rn(inverse), factor) : 0);
   }
   return finite;
 }
