@@ -24,6 +24,7 @@ namespace {
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kWordBytes = 1024, kPairBytes = kWordBytes + 128;  // of a pair's unit: words; with scales
 constexpr size_t kRingBytes = 92 << 10, kBatchBytes = 32 << 10;  // that rings, and sums of a batch, may take
+constexpr int kSumsAhead = 8;                                    // slices that are read before they are added
 constexpr int kGroupPairs = 8;                                   // that give a group of SwiGLU's results
 
 /// Where things are in shared memory, in bytes; the rings of the warps are first.
@@ -42,6 +43,8 @@ struct RowWork : SignWork {
   Quantized next;
   int32_t next_op;
 
+  int32_t apart;       // warps that have the same unit
+  int32_t share;       // of a warp: 256 / units, rounded up
   int32_t pairs;       // of tiles of the run
   int32_t stretch;     // pairs that stretches are multiples of
   int32_t each, more;  // stretches of a block; blocks that have one more
@@ -104,7 +107,8 @@ RowLayout lay_out(const RowWork& work, bool floats, bool quantizes) {
   const int32_t units = work.weights.units;
   RowLayout at;
   at.barriers = take(kWarps * work.ring * 8);
-  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Sum>(units));
+  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Sum>(units) +
+                 16 * kSumsAhead * static_cast<int32_t>(sizeof(Sum)));
   at.squares = take(floats ? 2 * units * 4 : 0);
   // The row, once more for all warps whose units other warps have, too.
   at.row = take(std::max(1, kWarps / units) * 2 * units * PlanesRecord<Bits>::kWords * 4);
@@ -124,8 +128,9 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   NIWAKI_DYNAMIC_SHARED(shared);
   using Record = PlanesRecord<Bits>;
   const SignWeights& w = work.weights;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int quad = lane / 4, part = lane % 4;
+  const int thread = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.x / 32);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int quad = lane >> 2, part = lane & 3;
   const int slices = 2 * w.units;
   const RowLayout& at = work.at;
   start_successor();
@@ -135,8 +140,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   const int end = min(work.pairs, begin + (work.each + (block < work.more)) * work.stretch);
   if (begin >= end) return wait_for_predecessor();  // no kernel ends before the one ahead
   // With fewer units than warps several warps have the same unit, of different pairs.
-  const int together = min(w.units, kWarps), apart = kWarps / together;
-  const int first_unit = warp % together, first_pair = warp / together;
+  const int apart = work.apart;
+  const int first_pair = warp * work.share >> 8, first_unit = warp - first_pair * min(w.units, kWarps);
   const bool works = first_pair < apart;
 
   // The ring: its places are filled in the order of the loops below.
@@ -183,6 +188,13 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
                        quad == 4   ? powers
                        : quad == 6 ? powers << 16
                                    : 0};
+  // All bits in columns 2 p and 2 p + 1 of sum p alone, which is of slice p % 2 of tile p / 2.
+  uint32_t columns[4];
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    columns[p] = quad >> 1 == p ? ~0u : 0;
+    compute_now(columns[p]);
+  }
   // Where a lane finds the weights' scales in a place of the ring, and where its sums go: rows `quad` and
   // `quad` + 8 of a slice, turned so that lanes store to different banks.
   int scale_at = kWordBytes + ((part >> 1) * 16 + quad * 2 + (part & 1)) * 4;
@@ -197,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
   int pair_bytes = apart * 2 * tile_bytes;
   int lane_at = at.sums + (2 * first_pair + (part >> 1)) * tile_bytes + (part & 1) * kSliceBytes;
   // Where the row of weights goes of which a thread adds up the slices, in a batch from `first` on.
-  const int row = thread % 16, tile = thread / 16;
+  const int row = thread & 15, tile = thread >> 4;
   const auto column_of = [&](int first) {
     if (warp >= min(work.batch, end - first)) return -1;
     return row < 8 ? work.low_column(2 * first + tile, row) : work.high_column(2 * first + tile, row - 8);
@@ -224,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
     const Quantized own{Bits == 1 ? QuantizedLayout::kBits1 : QuantizedLayout::kBits2, 1,
                         reinterpret_cast<uint8_t*>(records), nullptr, nullptr};
     // Half a warp has a group of its unit, or with two bits a unit of its own.
-    const int half = lane / 16;
+    const int half = lane >> 4;
     const auto group_of = [&](int pass) {
       const int unit = first_unit + kWarps * (Bits == 1 ? pass : 2 * pass + half);
       return unit >= w.units ? -1 : Bits == 1 ? 2 * unit + half : unit;
@@ -318,11 +330,9 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const uint32_t a[4] = {words[i].x, words[i].y, words[i].z, words[i].w};
-          // Columns 2 p and 2 p + 1 of sum p alone, of slice p % 2 of tile p / 2.
-          const bool here[2] = {quad / 2 == 2 * i, quad / 2 == 2 * i + 1};
-          add_mma_bits(high, a, {here[0] ? high_planes[0] : 0, here[1] ? high_planes[1] : 0});
+          add_mma_bits(high, a, {high_planes[0] & columns[2 * i], high_planes[1] & columns[2 * i + 1]});
           if constexpr (Bits == 2)
-            add_mma_bits(top, a, {here[0] ? top_planes[0] : 0, here[1] ? top_planes[1] : 0});
+            add_mma_bits(top, a, {top_planes[0] & columns[2 * i], top_planes[1] & columns[2 * i + 1]});
           mma_bits(low[i][0], {a[0], a[1]}, low_planes[0]);
           mma_bits(low[i][1], {a[2], a[3]}, low_planes[1]);
         }
@@ -352,28 +362,35 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
           if (thread == 0 && block == 0 && !is_finite(sum)) report_bad(step, work.norm_op, 0);
         }
       }
-      const auto* row_scales = reinterpret_cast<const float*>(shared + at.row) + Record::kScale;
       float y = 0;
-      const auto sum_of = [&](int s) {
-        return *reinterpret_cast<const Sum*>(shared + batch_at + (s % 2 == 0 ? even_at : odd_at) +
-                                             s / 2 * (2 * kSliceBytes));
+      // Of slice s + i, s even.
+      const auto sum_of = [&](int s, int i) {
+        return *reinterpret_cast<const Sum*>(shared + batch_at + s * kSliceBytes +
+                                             (i & 1 ? odd_at : even_at) + i / 2 * (2 * kSliceBytes));
       };
-      const auto add = [&](int s, const Sum& sum) {
-        const float row_scale = kFloats ? __fmul_rn(row_scales[s * Record::kWords], factor) : 0;
-        y = __fmaf_rn(sum.sum(), sum.scale(row_scale), y);
+      const auto add = [&](int s, int i, const Sum& sum) {
+        const auto* row_scales =
+            reinterpret_cast<const float*>(shared + at.row) + Record::kScale + s * Record::kWords;
+        y = __fmaf_rn(sum.sum(), sum.scale(kFloats ? __fmul_rn(row_scales[i * Record::kWords], factor) : 0),
+                      y);
       };
-      constexpr int kAtOnce = 16;
-      int s = 0;
-#pragma unroll 1
-      for (; s + kAtOnce <= work.slices; s += kAtOnce) {
+      constexpr int kAtOnce = kSumsAhead;
+      const int whole = work.slices / kAtOnce * kAtOnce;
+      Sum ahead[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) ahead[i] = sum_of(0, i);  // there or not: in shared memory it is
+#pragma unroll 2
+      for (int s = 0; s < whole; s += kAtOnce) {
         Sum sums[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) sums[i] = sum_of(s + i);
+        for (int i = 0; i < kAtOnce; ++i) sums[i] = ahead[i];
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) add(s + i, sums[i]);
+        for (int i = 0; i < kAtOnce; ++i) ahead[i] = sum_of(s + kAtOnce, i);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) add(s, i, sums[i]);
       }
 #pragma unroll 1
-      for (; s < work.slices; ++s) add(s, sum_of(s));
+      for (int i = 0; i < work.slices - whole; ++i) add(whole, i, sum_of(whole, i));
       float* to = out + column;
       if constexpr (E == Epilogue::kSwiglu) {
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
@@ -428,6 +445,8 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
   work.several =
       !kQuantizes && work.batch < most && static_cast<size_t>(work.batch) * pair_bytes <= kBatchBytes;
   const int together = std::min(work.weights.units, kWarps), apart = kWarps / together;
+  work.apart = apart;
+  work.share = (256 + together - 1) / together;
   const int turns = (work.weights.units + kWarps - 1) / kWarps * ((most + apart - 1) / apart);
   work.ring = std::min(turns, static_cast<int>(kRingBytes / (kWarps * kPairBytes)));
   const auto lay = [&] { work.at = lay_out<Bits, Sum>(work, kFloats, kQuantizes); };
