@@ -267,11 +267,8 @@ void launch_planes(PlanesWork work, int multiprocessors, cudaStream_t stream) {
   work.batch = most;
   while (work.batch > 1 && batch_bytes() > kBatchBytes) --work.batch;
   work.several = work.batch < most && batch_bytes() <= kBatchBytes;
-  static const bool allowed = [] {
-    allow_shared(multiply_planes_kernel<Bits, Rows, E>, kMostShared);
-    return true;
-  }();
-  static_cast<void>(allowed);
+  static OncePerGpu allowed;
+  if (allowed.first()) allow_shared(multiply_planes_kernel<Bits, Rows, E>, kMostShared);
   const size_t shared = shared_bytes<Rows>(work.weights.units, (work.several ? 2 : 1) * work.batch);
   launch(multiply_planes_kernel<Bits, Rows, E>,
          {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, true}, stream, work);

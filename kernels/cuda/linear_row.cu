@@ -24,7 +24,6 @@ namespace {
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kWordBytes = 1024, kPairBytes = kWordBytes + 128;  // of a pair's unit: words; with scales
 constexpr size_t kRingBytes = 92 << 10, kBatchBytes = 32 << 10;  // that rings, and sums of a batch, may take
-constexpr int kSumsAhead = 8;                                    // slices that are read before they are added
 constexpr int kGroupPairs = 8;                                   // that give a group of SwiGLU's results
 
 /// Where things are in shared memory, in bytes; the rings of the warps are first.
@@ -107,8 +106,7 @@ RowLayout lay_out(const RowWork& work, bool floats, bool quantizes) {
   const int32_t units = work.weights.units;
   RowLayout at;
   at.barriers = take(kWarps * work.ring * 8);
-  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Sum>(units) +
-                 16 * kSumsAhead * static_cast<int32_t>(sizeof(Sum)));
+  at.sums = take((work.several ? 2 : 1) * work.batch * 2 * tile_bytes_of<Sum>(units));
   at.squares = take(floats ? 2 * units * 4 : 0);
   // The row, once more for all warps whose units other warps have, too.
   at.row = take(std::max(1, kWarps / units) * 2 * units * PlanesRecord<Bits>::kWords * 4);
@@ -374,23 +372,18 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_row_kernel(StepView step
         y = __fmaf_rn(sum.sum(), sum.scale(kFloats ? __fmul_rn(row_scales[i * Record::kWords], factor) : 0),
                       y);
       };
-      constexpr int kAtOnce = kSumsAhead;
-      const int whole = work.slices / kAtOnce * kAtOnce;
-      Sum ahead[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) ahead[i] = sum_of(0, i);  // there or not: in shared memory it is
-#pragma unroll 2
-      for (int s = 0; s < whole; s += kAtOnce) {
+      constexpr int kAtOnce = 16;
+      int s = 0;
+#pragma unroll 1
+      for (; s + kAtOnce <= work.slices; s += kAtOnce) {
         Sum sums[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) sums[i] = ahead[i];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) ahead[i] = sum_of(s + kAtOnce, i);
+        for (int i = 0; i < kAtOnce; ++i) sums[i] = sum_of(s, i);
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) add(s, i, sums[i]);
       }
 #pragma unroll 1
-      for (int i = 0; i < work.slices - whole; ++i) add(whole, i, sum_of(whole, i));
+      for (int i = 0; s + i < work.slices; ++i) add(s, i, sum_of(s, i));
       float* to = out + column;
       if constexpr (E == Epilogue::kSwiglu) {
         // Rows i and i + 8 of a tile are gate and up, with lanes eight apart.
@@ -455,11 +448,8 @@ void launch_row(const StepView& step, RowWork work, int multiprocessors, cudaStr
        work.ring > 1 && static_cast<size_t>(work.at.bytes) > (work.ring > 2 ? most_bytes : kMostShared);
        lay())
     --work.ring;
-  static const bool allowed = [&] {
-    allow_shared(kernel, kMostShared);
-    return true;
-  }();
-  static_cast<void>(allowed);
+  static OncePerGpu allowed;
+  if (allowed.first()) allow_shared(kernel, kMostShared);
   launch(kernel,
          {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(work.at.bytes), true},
          stream, step, work);

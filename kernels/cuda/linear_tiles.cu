@@ -300,11 +300,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 
 template <class S, int Bits, Epilogue E>
 void launch_tiles(const SignWork& work, cudaStream_t stream) {
-  static const bool allowed = [] {
-    allow_shared(multiply_tiles_kernel<S, Bits, E>, S::kShared);
-    return true;
-  }();
-  static_cast<void>(allowed);
+  static OncePerGpu allowed;
+  if (allowed.first()) allow_shared(multiply_tiles_kernel<S, Bits, E>, S::kShared);
   constexpr int kRows = 64 * S::kWarpgroups;
   launch(multiply_tiles_kernel<S, Bits, E>,
          {dim3(static_cast<unsigned>((work.run_rows + kRows - 1) / kRows),

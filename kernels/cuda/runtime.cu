@@ -10,4 +10,11 @@ void check(cudaError_t status, const std::string& what) {
               "CUDA: " + what + ": " + cudaGetErrorString(status));
 }
 
+bool OncePerGpu::first() {
+  int gpu;
+  check(cudaGetDevice(&gpu), "asking for the current GPU");
+  const uint64_t bit = uint64_t{1} << gpu % 64;
+  return (done_.fetch_or(bit) & bit) == 0;
+}
+
 }  // namespace niwaki::cuda

@@ -1,7 +1,9 @@
 #pragma once
 // The CUDA runtime, or the emulator of it that runs the same kernels on the CPU (tests on machines without a
 // GPU).
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -55,6 +57,17 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_
 }
 #endif
 
+/// What is to be done once on each GPU of the process, by whoever launches there first.
+class OncePerGpu {
+ public:
+  /// Whether it is the first time for the current GPU.
+  bool first();
+
+ private:
+  std::atomic<uint64_t> done_{0};
+};
+
+/// For the current GPU.
 template <class... Parameters>
 void allow_shared(void (*kernel)(Parameters...), size_t bytes) {
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

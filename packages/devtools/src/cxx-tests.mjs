@@ -15,10 +15,11 @@ export function writeReport(name, counts) {
  * Builds the kernels with their tests, runs these and writes the sum of the counts as the report `report`. Prints all
  * output; sets the exit code of this process.
  *
- * @param options `build`: the build folder; `cmake`: arguments beside it; `runs`: each the variables of its
+ * @param options `build`: the build folder; `cmake`: arguments beside it, or undefined where it is configured already;
+ *   `targets`: of the build, if not all; `testFolder`: within the build folder; `runs`: each the variables of its
  *   `environment` and the names of its `tests`, a regular expression.
  */
-export async function runCxxTests({ report, build, cmake, runs = [{ environment: {}, tests: "." }] }) {
+export async function runCxxTests({ report, build, cmake, targets = [], testFolder = ".", runs = [{ tests: "." }] }) {
   rmSync(join(REPORTS, report), { force: true });
   const run = async (command, args, environment = {}) => {
     const result = await capture(command, args, { env: { ...process.env, ...environment } });
@@ -26,11 +27,13 @@ export async function runCxxTests({ report, build, cmake, runs = [{ environment:
     console.log(`$ ${[...variables, command, ...args].join(" ")}\n${result.output}`);
     return result;
   };
-  let { code } = await run("cmake", ["-S", "kernels", "-B", build, "-DNIWAKI_TESTS=ON", ...cmake]);
-  if (code === 0) ({ code } = await run("cmake", ["--build", build, "-j2"]));
+  let code = 0;
+  if (cmake) ({ code } = await run("cmake", ["-S", "kernels", "-B", build, "-DNIWAKI_TESTS=ON", ...cmake]));
+  const chosen = targets.length > 0 ? ["--target", ...targets] : [];
+  if (code === 0) ({ code } = await run("cmake", ["--build", build, "-j2", ...chosen]));
   const counts = [];
   for (const { environment, tests } of code === 0 ? runs : []) {
-    const args = ["--test-dir", build, "-R", tests, "--output-on-failure", "--no-tests=error", "-j2"];
+    const args = ["--test-dir", join(build, testFolder), "-R", tests, "--output-on-failure", "--no-tests=error", "-j2"];
     const result = await run("ctest", args, environment);
     counts.push(parseCtest(result.output));
     if (result.code !== 0) code = result.code;

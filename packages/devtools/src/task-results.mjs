@@ -5,13 +5,14 @@ import { ROOT } from "./process.mjs";
 import { workspacePackages } from "./workspace.mjs";
 
 const RUNS = ".turbo/runs";
-const TASKS = ["typecheck", "test", "test:native", "test:aarch64", "check:package"];
+const TASKS = ["typecheck", "test", "test:native", "test:emulated", "test:aarch64", "check:package"];
 /** Those of one package, which no other must have. */
-const CXX_TASKS = ["test:native", "test:aarch64"];
+const CXX_TASKS = ["test:native", "test:emulated", "test:aarch64"];
 const TEST_LOG = ".turbo/turbo-test.log";
 const REPORTS = {
   test: "test-report.json",
   "test:native": "native-report.json",
+  "test:emulated": "emulated-report.json",
   "test:aarch64": "aarch64-report.json",
   "check:package": "package-report.json",
 };

@@ -43,8 +43,8 @@ describe("expectedTasks", () => {
   });
 
   it("wants of a private package what it has scripts for", () => {
-    const scripts = { build: "x", "test:native": "x", "test:aarch64": "x" };
-    expect(expectedTasks({ private: true, scripts })).toEqual(["test:native", "test:aarch64"]);
+    const scripts = { build: "x", "test:native": "x", "test:emulated": "x", "test:aarch64": "x" };
+    expect(expectedTasks({ private: true, scripts })).toEqual(["test:native", "test:emulated", "test:aarch64"]);
   });
 
   it("wants nothing of a package that holds a binary of one platform", () => {
