@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "bench/cuda_launches.h"
 #include "cuda/attention.h"
 #include "cuda/linear.h"
 #include "cuda/memory.h"
@@ -18,15 +19,6 @@ namespace {
 constexpr int kLayers = 36, kHidden = 4096, kBlockTokens = 16;
 constexpr QkvLayout kLayout{32, 8, 128};
 constexpr int kWidth = (32 + 2 * 8) * 128;
-
-__global__ void fill(uint32_t* words, size_t count, uint32_t seed, uint32_t mask, uint32_t bits) {
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
-    uint32_t x = static_cast<uint32_t>(i) * 2654435761u + seed;
-    x = (x ^ x >> 15) * 2246822519u;
-    words[i] = ((x ^ x >> 13) & mask) | bits;
-  }
-}
 
 /// Memory of floats between 0.5 and 1, of both signs if `both`, or of words of these bits.
 DeviceMemory filled(size_t bytes, bool both, uint32_t mask = 0x007fffffu, uint32_t bits = 0x3f000000u) {
@@ -42,34 +34,6 @@ DeviceMemory uploaded(const std::vector<T>& values) {
   check(cudaMemcpy(memory.at<void>(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
         "uploading");
   return memory;
-}
-
-/// Seconds of one of the layers that a graph is made of.
-template <class F>
-double seconds_of(cudaStream_t stream, F&& f) {
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < kLayers; ++i) f(i);
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  check(cudaGraphInstantiate(&exec, graph, 0), "graph");
-  cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 9; ++i) {
-    check(cudaEventRecord(begin, stream), "event");
-    check(cudaGraphLaunch(exec, stream), "launch");
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaEventSynchronize(end), "attention");
-    float ms;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (i > 1) times.push_back(ms);
-  }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2] * 1e-3 / kLayers;
 }
 
 /// A step in device memory, and what its attention takes.
@@ -227,15 +191,15 @@ int main() {
       };
       std::printf("%s %3d sequences, %3d rows each, %4d tokens: %4d items %8.2f us\n",
                   type == KvType::kF16 ? "f16" : "q8 ", sequences, rows, context, c.count,
-                  seconds_of(stream, attend) * 1e6);
+                  seconds_of(stream, kLayers, attend) * 1e6);
       if (sequences * rows > 1) continue;
       const Products products(c);
       check(cudaDeviceSynchronize(), "filling");
-      const double without = seconds_of(stream, [&](int layer) {
+      const double without = seconds_of(stream, kLayers, [&](int layer) {
         products.before(layer, multiprocessors, stream);
         products.after(layer, multiprocessors, stream);
       });
-      const double with = seconds_of(stream, [&](int layer) {
+      const double with = seconds_of(stream, kLayers, [&](int layer) {
         products.before(layer, multiprocessors, stream);
         attend(layer);
         products.after(layer, multiprocessors, stream);

@@ -13,6 +13,7 @@
 #include "tests/adapters.h"
 #include "tests/check.h"
 #include "tests/errors.h"
+#include "tests/hold.h"
 #include "tests/mini_model.h"
 
 using namespace niwaki;
@@ -155,24 +156,6 @@ std::shared_ptr<Plan> plan_with_a_bad_token(Device& device, const MiniModel& mod
       model.hidden, values);
   return device.compile(std::move(spec));
 }
-
-/// Keeps a device busy until it is released.
-class Hold {
- public:
-  explicit Hold(Device& device) {
-    device.submit([this](ThreadPool&, const std::atomic<bool>&) { released_.wait(false); },
-                  [this](std::exception_ptr) { ended_.set_value(); });
-  }
-  void release() {
-    released_ = true;
-    released_.notify_one();
-    ended_.get_future().wait();
-  }
-
- private:
-  std::atomic<bool> released_{false};
-  std::promise<void> ended_;
-};
 
 }  // namespace
 

@@ -11,6 +11,7 @@
 
 #include "tests/check.h"
 #include "tests/errors.h"
+#include "tests/hold.h"
 #include "tests/mini_model.h"
 
 using namespace niwaki;
@@ -57,24 +58,6 @@ void advance(Device& device, const std::shared_ptr<Plan>& plan, std::vector<Sequ
 std::shared_ptr<Device> open(int threads, const std::string& tier = "") {
   return Device::open({threads, tier});
 }
-
-/// Keeps a device busy until it is released.
-class Hold {
- public:
-  explicit Hold(Device& device) {
-    device.submit([this](ThreadPool&, const std::atomic<bool>&) { released_.wait(false); },
-                  [this](std::exception_ptr) { ended_.set_value(); });
-  }
-  void release() {
-    released_ = true;
-    released_.notify_one();
-    ended_.get_future().wait();
-  }
-
- private:
-  std::atomic<bool> released_{false};
-  std::promise<void> ended_;
-};
 
 }  // namespace
 
