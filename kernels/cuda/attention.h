@@ -8,15 +8,15 @@
 //   for every span, ascending:
 //     m = -inf, l = 0, o = 0
 //     for every step, ascending, its tokens t up to the unit's position:
-//       s[t] = q k[t]                        q * log2(e) / sqrt(head_dim) and k as float16, 16 dimensions a
-//       time, ascending m'   = max(m, max s),  c = 2^(m - m'),  p[t] = 2^(s[t] - m') as float16 l    = l c +
-//       sum p[t],  o[d] = o[d] c + sum p[t] v[t][d]          16 tokens a time, ascending; v as float16
+//       s[t] = q k[t], 16 dimensions a time, ascending
+//       m'   = max(m, max s),  c = 2^(m - m'),  p[t] = 2^(s[t] - m') as float16
+//       l    = l c + sum p[t],  o[d] = o[d] c + sum p[t] v[t][d], 16 tokens a time, ascending
 //     M' = max(M, m),  a = 2^(M - M'),  b = 2^(m - M')
-//     L  = L a + l b,  O[d] = O[d] a + o[d] b                             by fma
+//     L  = L a + l b,  O[d] = O[d] a + o[d] b, by fma
 //   out[d] = O[d] * (1 / L)
 //
-// Sums of 16 are the matrix instruction's. Keys and values of q8 pages are integer * scale, rounded to
-// float16.
+// q is multiplied by log2(e) / sqrt(head_dim), and q, k and v are float16. Sums of 16 are the matrix
+// instruction's. Keys and values of q8 pages are integer * scale, rounded to float16.
 #include <cstdint>
 #include <vector>
 

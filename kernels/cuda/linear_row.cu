@@ -67,7 +67,7 @@ struct SliceSum {
 };
 template <>
 struct SliceSum<1, true> {
-  uint32_t both;  // the sum is at most 32,700
+  uint32_t both;  // a sum of a group's integers fits 16 bits: cpu/quantize.h
 
   __device__ static SliceSum of(int sum, uint32_t scales, int which, float) {
     return {__byte_perm(static_cast<uint32_t>(sum), scales, which == 0 ? 0x5410 : 0x7610)};

@@ -16,11 +16,12 @@ namespace niwaki::cuda {
 /// Sign weights as matrix instructions take them, in tiles of 16 rows. A slice is 128 columns of Q1_0, or 64
 /// of Q2_0, with one scale for each row; a unit is two slices of a tile. Units lie as unit_index says:
 ///
-///   words    [unit][lane]: four words: of rows lane / 4 and lane / 4 + 8 in the first slice, then in the
+///   words   [unit][lane], four each: of rows lane / 4 and lane / 4 + 8 in the first slice, then in the
 ///   second;
-///            word lane % 4 of these columns: Q1_0 as in Quantized (kBits1), Q2_0 as in the file
-///   scales   [unit][8]: four float16: of rows i and i + 8 in the first slice, then in the second
 ///
+///   scales  [unit][8], four float16 each: of rows i and i + 8 in the first slice, then in the second
+///
+/// A word is number lane % 4 of the slice's columns: Q1_0 as in Quantized (kBits1), Q2_0 as in the file.
 /// Tiles are a multiple of eight. Rows beyond the last, and a slice beyond the last, are zeros with scales of
 /// zero. Q2_0 with groups of 128 has its scales twice.
 struct SignWeights {

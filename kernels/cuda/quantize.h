@@ -13,9 +13,12 @@ constexpr int kGroup = 128;
 /// Rows of activations as integers q of at most 511, in the order in which matrix instructions take them. Of
 /// a group, column group_column(lane, t) belongs to a lane and a t of 0..3.
 ///
-///   kBits1   [group][row] of PlanesRecord<1>: bit `lane` of word t of plane p is bit p of q, in two's
-///   complement kBits2   [half group][row] of PlanesRecord<2>: see pack_bits2 kHalves  [group][8 rows][16
-///   cores][row][8 halves]: q as float16, for wgmma; with scales and sums apart
+///   kBits1   [group][row] of PlanesRecord<1>: bit `lane` of word t of plane p is bit p of q (two's
+///   complement)
+///
+///   kBits2   [half group][row] of PlanesRecord<2>: see pack_bits2
+///
+///   kHalves  [group][8 rows][16 cores][row][8 halves]: q as float16, for wgmma; scales and sums lie apart
 enum class QuantizedLayout : int32_t { kBits1, kBits2, kHalves };
 
 /// Words of a row's slice: [planes][4], the scale, the sum of the integers; whole 16 bytes.
@@ -151,6 +154,28 @@ __device__ inline void store_sum(const Quantized& out, int row, int group, int h
   }
 }
 
+/// Where a group's integers, rounded, add up to more than this, their scale may be bounded by their sum, not
+/// by the largest: see cpu/quantize.h.
+constexpr int kManyLarge = 32600;
+
+/// Sum of |x| / 128 over a group, in the order of cpu/quantize.h: sixteen sums of every sixteenth column,
+/// then a tree. A lane has the columns of group_column: of sum lane % 8 + lane / 16 * 8, and the later ones
+/// if bit 3 is set.
+__device__ inline float magnitudes(const float (&x)[4]) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  float sum = 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float mine = half == 0 ? 0 : __shfl_sync(kAllLanes, sum, lane & ~8);
+#pragma unroll
+    for (int t = 0; t < 4; ++t) mine += fabsf(x[t]) * 0x1p-7f;
+    if ((lane & 8) == 8 * half) sum = mine;
+  }
+  sum = __shfl_sync(kAllLanes, sum, lane | 8);
+  for (const int distance : {16, 4, 2, 1}) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  return sum;
+}
+
 /// By a whole warp: quantizes a group of a row as cpu/quantize.h does; a lane has the columns of
 /// group_column, zeros beyond the row's end. The scale is stored times `factor`. Returns false in all lanes,
 /// and stores nothing sensible, if one is NaN or infinite.
@@ -181,11 +206,8 @@ __device__ inline bool quantize_lanes(const Quantized& out, int row, int group, 
     }
   };
   round();
-  if (__reduce_add_sync(kAllLanes, magnitude) > 32700) {  // all of a group are about as large
-    float total = 0;
-#pragma unroll
-    for (int t = 0; t < 4; ++t) total += fabsf(x[t]) * 0x1p-7f;
-    inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, warp_sum(total)));
+  if (__reduce_add_sync(kAllLanes, magnitude) > kManyLarge) {
+    inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, magnitudes(x)));
     round();
   }
   const auto rows = static_cast<size_t>(out.rows), r = static_cast<size_t>(row),
@@ -229,17 +251,16 @@ __device__ inline T half_warp_sum(T x) {
   return x;
 }
 
-/// What quantize_lanes adds up of magnitudes, in its order: the tree over elements e, e + kStep, ...
+/// As magnitudes(): the tree over elements e, e + kStep, ...
 template <int kStep = 1>
-__device__ inline float half_warp_total(const float (&x)[8], int e = 0) {
+__device__ inline float half_warp_magnitudes(const float (&x)[8], int e = 0) {
   if constexpr (kStep < 8) {
-    return half_warp_total<2 * kStep>(x, e) + half_warp_total<2 * kStep>(x, e + kStep);
+    return half_warp_magnitudes<2 * kStep>(x, e) + half_warp_magnitudes<2 * kStep>(x, e + kStep);
   } else {
-    const int lane = static_cast<int>(threadIdx.x & 31), first = lane & 25;
+    const int lane = static_cast<int>(threadIdx.x & 31), first = lane & 17;
     float sum = 0;
-    for (int t = 0; t < 4; ++t) sum += __shfl_sync(kAllLanes, fabsf(x[e]) * 0x1p-7f, first + 2 * t);
-    sum += __shfl_xor_sync(kAllLanes, sum, 1);
-    return sum + __shfl_xor_sync(kAllLanes, sum, 8);
+    for (int k = 0; k < 8; ++k) sum += __shfl_sync(kAllLanes, fabsf(x[e]) * 0x1p-7f, first + 2 * k);
+    return sum + __shfl_xor_sync(kAllLanes, sum, 1);
   }
 }
 
@@ -315,9 +336,9 @@ __device__ inline bool quantize_half_warp(const Quantized& out, int row, int gro
     magnitude += __shfl_xor_sync(kAllLanes, magnitude, 8);
   };
   round();
-  if (__any_sync(kAllLanes, magnitude > 32700)) {  // all of a group are about as large
-    const float total = half_warp_total(x);
-    if (magnitude > 32700) inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, total));
+  if (__any_sync(kAllLanes, magnitude > kManyLarge)) {
+    const float total = half_warp_magnitudes(x);
+    if (magnitude > kManyLarge) inverse = fminf(inverse, __fdiv_rn(32700.0f / 128.0f, total));
     round();
   }
 
@@ -375,20 +396,6 @@ __device__ inline bool quantize_half_warp(const Quantized& out, int row, int gro
     }
   }
   return finite;
-}
-
-/// The same, but lane l has columns 4 l .. 4 l + 3.
-__device__ inline bool quantize_group(const Quantized& out, int row, int group, const float (&x)[4]) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  float own[4];
-  for (int t = 0; t < 4; ++t) {
-    const int from = group_column(lane, t) / 4;
-    float got[4];
-    for (int i = 0; i < 4; ++i) got[i] = __shfl_sync(kAllLanes, x[i], from);
-    const int i = lane & 3;  // the column modulo 4
-    own[t] = i == 0 ? got[0] : i == 1 ? got[1] : i == 2 ? got[2] : got[3];
-  }
-  return quantize_lanes(out, row, group, own);
 }
 
 }  // namespace niwaki::cuda

@@ -628,8 +628,10 @@ namespace {
 /// A warp for each group of a row.
 __global__ void quantize_rows(const float* x, int64_t stride, int groups, Quantized out) {
   const int row = static_cast<int>(blockIdx.x) / groups, group = static_cast<int>(blockIdx.x) % groups;
-  const float* at = x + row * stride + group * kGroup + 4 * threadIdx.x;
-  quantize_group(out, row, group, {at[0], at[1], at[2], at[3]});
+  const float* at = x + row * stride + group * kGroup;
+  float values[4];
+  for (int t = 0; t < 4; ++t) values[t] = at[group_column(static_cast<int>(threadIdx.x), t)];
+  quantize_lanes(out, row, group, values);
 }
 
 /// Memory for quantized rows, zeros at first.

@@ -197,6 +197,23 @@ TEST(sign_matrices_give_the_bits_of_the_cpu) {
   }
 }
 
+TEST(groups_of_numbers_about_as_large) {
+  // So many large integers are made smaller, so that their sums fit 16 bits.
+  for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0}) {
+    for (const int rows : {1, 4, 16}) {
+      std::vector<float> x = random_activations(rows, 512, 3);
+      for (size_t i = 0; i < x.size(); ++i) {
+        if (i / 128 % 2 == 0)
+          x[i] = std::copysign(0.9f + 0.1f * std::fabs(std::sin(static_cast<float>(i))), x[i]);
+      }
+      const std::vector<Tensor> tensors = {random_tensor(type, 48, 512, 7)};
+      const std::vector<float> before(static_cast<size_t>(rows * 48));
+      const auto y = run(tensors, 512, x, rows, cuda::Epilogue::kStore, before);
+      CHECK(same_bits(y, expect(tensors, 512, x, rows, false, Activation::kNone, before)));
+    }
+  }
+}
+
 TEST(half_groups_at_the_end_of_a_row) {
   for (const int rows : {1, 3, 7, 20}) {
     const std::vector<Tensor> tensors = {random_tensor(DataType::kQ2_0, 40, 192, 7)};
