@@ -12,19 +12,20 @@
 namespace niwaki {
 namespace {
 
-/// Bytes of weights that are asked for ahead of their use. Past the end of a matrix nothing is harmed.
-constexpr int kAhead = 9216;
-
-/// Asks for what follows the `count` bytes that are next to be used. Where it waits in the second level, the
-/// next `count` are asked for into the first: look-ups in turn would wait for each of their lines. Always
-/// inline: gcc takes a function that only prefetches for one without an effect, and drops its calls.
-__attribute__((always_inline)) inline void ask_ahead_of(const uint8_t* bytes, int count) {
-  const auto* p = reinterpret_cast<const char*>(bytes);
-  if (kStreamIntoFirstLevel) {
-    for (int i = 0; i < count; i += 64) _mm_prefetch(p + kAhead + i, _MM_HINT_NTA);
+/// Asks for what comes after a line of weights, once for each line that is used, so that requests leave as
+/// evenly as data arrives. Where weights wait in the second level, they are asked for into it twice, as a
+/// request that finds no room is dropped, and then into the first: look-ups in turn would wait for each of
+/// their lines. Past the end of a matrix nothing is harmed. Always inline: gcc takes a function that only
+/// prefetches for one without an effect, and drops its calls.
+template <bool kIntoFirstLevel>
+__attribute__((always_inline)) inline void ask_ahead_of(const uint8_t* line) {
+  const auto* p = reinterpret_cast<const char*>(line);
+  if constexpr (kIntoFirstLevel) {
+    _mm_prefetch(p + 9 * 1024, _MM_HINT_NTA);
   } else {
-    for (int i = 0; i < count; i += 64) _mm_prefetch(p + kAhead + i, _MM_HINT_T1);
-    for (int i = 0; i < count; i += 64) _mm_prefetch(p + count + i, _MM_HINT_T0);
+    _mm_prefetch(p + 18 * 1024, _MM_HINT_T1);
+    _mm_prefetch(p + 9 * 1024, _MM_HINT_T1);
+    _mm_prefetch(p + 2304, _MM_HINT_T0);
   }
 }
 
@@ -50,13 +51,11 @@ struct Indices {
   __m512i of_plane[4];
   Indices() = default;
   explicit Indices(__m512i bytes) {
-    const __m512i high = _mm512_srli_epi16(bytes, 4), nibble = _mm512_set1_epi8(15);
-    // (x & nibble) | plane << 4
-    constexpr int kAndOr = 0xea;
-    of_plane[0] = _mm512_and_si512(bytes, nibble);
-    of_plane[1] = _mm512_ternarylogic_epi32(bytes, nibble, _mm512_set1_epi8(1 << 4), kAndOr);
-    of_plane[2] = _mm512_ternarylogic_epi32(high, nibble, _mm512_set1_epi8(2 << 4), kAndOr);
-    of_plane[3] = _mm512_ternarylogic_epi32(high, nibble, _mm512_set1_epi8(3 << 4), kAndOr);
+    // Bits 6 and 7 may be anything.
+    of_plane[0] = _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+    of_plane[1] = _mm512_or_si512(of_plane[0], _mm512_set1_epi8(1 << 4));
+    of_plane[3] = _mm512_or_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(3 << 4));
+    of_plane[2] = _mm512_xor_si512(of_plane[3], _mm512_set1_epi8(1 << 4));
   }
 };
 inline __m512i look_up(const Planes& planes, int plane, const Indices& indices) {
@@ -87,8 +86,9 @@ inline __m512i look_up(const Planes& planes, int plane, const Indices& indices) 
 
 /// The bytes of table pair `i` for the 64 rows of a block: of one bit a weight, or of the low and of
 /// the high bits of two.
-template <int kBits>
+template <int kBits, bool kIntoFirstLevel>
 inline void load_bytes(const uint8_t* bytes, int i, __m512i (&of)[kBits]) {
+  for (int k = 0; k < kBits; ++k) ask_ahead_of<kIntoFirstLevel>(bytes + (i * kBits + k) * kBlockRows);
   if constexpr (kBits == 1) {
     of[0] = load(bytes + i * kBlockRows);
     keep(of[0]);
@@ -109,7 +109,7 @@ struct Sums {
 /// The table sums of 64 rows over kTables pairs of tables, for kRows rows of the step. As 16-bit lanes a
 /// vector of bytes is even + 256 odd: `all` adds just that, modulo 2^16, `odd` adds it shifted right by 8,
 /// and even = all - 256 odd. Nothing is unpacked.
-template <int kBits, int kTables, int kRows>
+template <int kBits, int kTables, int kRows, bool kIntoFirstLevel>
 inline void look_up(const uint8_t* bytes, const uint8_t* tables, Sums (&sums)[kRows][kBits]) {
   const __m512i zero = _mm512_setzero_si512();
   __m512i all_low[kRows][kBits], odd_low[kRows][kBits], all_high[kRows][kBits], odd_high[kRows][kBits];
@@ -122,7 +122,7 @@ inline void look_up(const uint8_t* bytes, const uint8_t* tables, Sums (&sums)[kR
 #pragma GCC unroll 4
     for (int j = i; j < i + 4; ++j) {
       __m512i bytes_of[kBits];
-      load_bytes<kBits>(bytes, j, bytes_of);
+      load_bytes<kBits, kIntoFirstLevel>(bytes, j, bytes_of);
       Indices indices[kBits];
       for (int k = 0; k < kBits; ++k) indices[k] = Indices(bytes_of[k]);
       for (int t = 0; t < kRows; ++t) {
@@ -178,7 +178,7 @@ inline __m512i sum_of_quarter(const Sums (&sums)[kBits], int q, int32_t offset) 
 }
 
 /// A scale group has kTables pairs of tables, a group of activations kParts scale groups.
-template <int kBits, int kTables, int kParts, int kRows>
+template <int kBits, int kTables, int kParts, int kRows, bool kIntoFirstLevel>
 void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                    float* out, int64_t out_stride) {
   const int64_t scale_groups = tile.columns / layout.columns;
@@ -189,12 +189,12 @@ void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t bloc
       for (int q = 0; q < 4; ++q) totals[t][q] = _mm512_setzero_ps();
     }
     for (int64_t g = 0; g < scale_groups; ++g, block += layout.block_bytes()) {
-      ask_ahead_of(block, layout.block_bytes());
       const int64_t at = g / kParts * kRows, part = g % kParts;
       Sums sums[kRows][kBits];
-      look_up<kBits, kTables, kRows>(
+      look_up<kBits, kTables, kRows, kIntoFirstLevel>(
           block, tile.tables[kBits] + static_cast<size_t>(at) * kPlaneTableBytes + part * kTables * 64, sums);
       const uint8_t* scales = block + layout.byte_columns * kBlockRows;
+      for (int line = 0; line < 2; ++line) ask_ahead_of<kIntoFirstLevel>(scales + line * 64);
       for (int t = 0; t < kRows; ++t) {
         const int32_t* offsets = tile.offsets[kBits] + 2 * (at + t);
         const int32_t offset = kParts == 2 ? offsets[part] : offsets[0] + offsets[1];
@@ -212,6 +212,14 @@ void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t bloc
         _mm512_storeu_ps(out + t * out_stride + b * kBlockRows + 16 * q, totals[t][q]);
     }
   }
+}
+
+template <int kBits, int kTables, int kParts, int kRows>
+void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
+                   float* out, int64_t out_stride) {
+  constexpr auto kMultiply = multiply_rows<kBits, kTables, kParts, kRows, false>;
+  constexpr auto kIntoFirstLevel = multiply_rows<kBits, kTables, kParts, kRows, true>;
+  (kStreamIntoFirstLevel ? kIntoFirstLevel : kMultiply)(layout, weights, blocks, tile, out, out_stride);
 }
 
 template <int kBits, int kTables, int kParts>

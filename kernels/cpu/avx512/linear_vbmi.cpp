@@ -33,9 +33,10 @@ static_assert(kUnits * kUnitTableBytes == kVbmiTableBytes);
 
 /// Blocks of rows that share each load of a group's tables.
 constexpr int64_t kTogether = 4;
-/// Groups of a block that are asked for ahead of their use, into the second-level cache: the first one is
-/// busy with the tables, and is asked for what comes next alone.
-constexpr int64_t kAheadGroups = 2;
+/// How many groups ahead of its use a group of a block is asked for into the second-level cache, twice, as a
+/// request that finds no room is dropped: the first one is busy with the tables, and is asked for what comes
+/// next alone.
+constexpr int64_t kFarGroups = 4, kNearGroups = 2;
 
 /// Which column of a unit bit i of every field stands for, the fields side by side: lanes 2 f and 2 f + 1 are
 /// field f.
@@ -97,22 +98,39 @@ inline void look_up(__m512i first, __m512i second, const uint8_t* tables, Sums (
   }
 }
 
+/// What is asked for while a block of a group is multiplied, as many lines of it as of the block.
+struct Ahead {
+  const uint8_t *far, *near, *next;
+
+  __attribute__((always_inline)) void ask(int begin, int end) const {
+    for (int i = begin * kBlockRows; i < end * kBlockRows; i += kBlockRows) {
+      _mm_prefetch(reinterpret_cast<const char*>(far + i), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(near + i), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T0);
+    }
+  }
+};
+
 template <int kRows>
-inline void look_up_unit(const uint8_t* bytes, const uint8_t* tables, Sums (&sums)[kRows]) {
+inline void look_up_unit(const uint8_t* bytes, const uint8_t* tables, const Ahead& ahead, int line,
+                         Sums (&sums)[kRows]) {
 #pragma GCC unroll 2
-  for (int part = 0; part < 2; ++part, bytes += 3 * kBlockRows, tables += 4 * kTableBytes) {
+  for (int part = 0; part < 2; ++part, bytes += 3 * kBlockRows, tables += 4 * kTableBytes, line += 3) {
     __m512i a = load(bytes), b = load(bytes + kBlockRows), c = load(bytes + 2 * kBlockRows);
     keep(a);
     keep(b);
     keep(c);
     const __m512i rest =
         select(0x0f, select(0x03, _mm512_srli_epi16(a, 6), _mm512_srli_epi16(b, 4)), _mm512_srli_epi16(c, 2));
+    ahead.ask(line, line + 2);
     look_up(a, b, tables, sums);
+    ahead.ask(line + 2, line + 3);
     look_up(c, rest, tables + 2 * kTableBytes, sums);
   }
   __m512i a = load(bytes), b = load(bytes + kBlockRows);
   keep(a);
   keep(b);
+  ahead.ask(line, line + 2);
   look_up(a, b, tables, sums);
   // Bits 4 and 5 are whatever they are: no column stands behind them.
   const __m512i rest = select(0x03, _mm512_srli_epi16(a, 6), _mm512_srli_epi16(b, 4));
@@ -139,13 +157,16 @@ inline __m256i quarter(const Split& s, int q) {
 /// One block of a group times kRows rows of the step, added to `out`.
 template <int kRows>
 inline void multiply_block(const uint8_t* block, const uint8_t* tables, const int32_t* offsets,
-                           const float* activation_scales, bool first, float* out, int64_t out_stride) {
+                           const float* activation_scales, const Ahead& ahead, bool first, float* out,
+                           int64_t out_stride) {
   Sums sums[kRows];
   for (int t = 0; t < kRows; ++t) sums[t].all = sums[t].odd = sums[t].high = _mm512_setzero_si512();
 #pragma GCC unroll 1
   for (int unit = 0; unit < kUnits; ++unit) {
-    look_up_unit(block + unit * kUnitBytes * kBlockRows, tables + unit * kUnitTableBytes, sums);
+    look_up_unit(block + unit * kUnitBytes * kBlockRows, tables + unit * kUnitTableBytes, ahead,
+                 unit * kUnitBytes, sums);
   }
+  ahead.ask(kUnits * kUnitBytes, kUnits * kUnitBytes + 2);
   const uint8_t* scales = block + kUnits * kUnitBytes * kBlockRows;
   for (int t = 0; t < kRows; ++t) {
     const Split rows = split(sums[t]);
@@ -174,20 +195,16 @@ void multiply_rows(const uint8_t* weights, int64_t blocks, const SignTile& tile,
     const int64_t count = blocks - begin < kTogether ? blocks - begin : kTogether;
     const uint8_t* first = weights + begin * block_stride;
     for (int64_t g = 0; g < tile.groups; ++g) {
-      // At the end of these blocks the next ones follow; past the end of a matrix nothing is harmed.
-      const int64_t next = g + kAheadGroups;
-      const uint8_t* ahead =
-          first + next * block_bytes + (next < tile.groups ? 0 : (count - 1) * block_stride);
       for (int64_t b = 0; b < count; ++b) {
         const uint8_t* block = first + b * block_stride + g * block_bytes;
-        const uint8_t* next_block =
-            b + 1 < count ? block + block_stride : block - b * block_stride + block_bytes;
-        for (int64_t i = 0; i < block_bytes; i += 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + b * block_stride + i), _MM_HINT_T1);
-          _mm_prefetch(reinterpret_cast<const char*>(next_block + i), _MM_HINT_T0);
-        }
+        // At the end of these blocks the next ones follow; past the end of a matrix nothing is harmed.
+        const auto groups_on = [&](int64_t groups) {
+          return block + groups * block_bytes + (g + groups < tile.groups ? 0 : (count - 1) * block_stride);
+        };
+        const uint8_t* next = b + 1 < count ? block + block_stride : block - b * block_stride + block_bytes;
         multiply_block<kRows>(block, tile.tables[1] + static_cast<size_t>(g * kRows) * kVbmiTableBytes,
-                              tile.offsets[1] + 2 * g * kRows, tile.scales + g * kRows, g == 0,
+                              tile.offsets[1] + 2 * g * kRows, tile.scales + g * kRows,
+                              {groups_on(kFarGroups), groups_on(kNearGroups), next}, g == 0,
                               out + (begin + b) * kBlockRows, out_stride);
       }
     }
