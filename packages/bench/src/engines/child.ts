@@ -26,7 +26,7 @@ async function load(job: Job): Promise<Loaded> {
 }
 
 async function run(task: Task): Promise<Timing> {
-  delay.enable();
+  if (task.watchEventLoop) delay.enable();
   const timing = await time(engine!, task);
   delay.disable();
   return { ...timing, peakBytes: peakMemory(), eventLoopDelayP99: delay.percentile(99) / 1e6 };

@@ -31,6 +31,8 @@ export interface Task {
   /** Tokens to generate for each prompt. */
   readonly tokens: number;
   readonly seed: number;
+  /** Whether the event loop's delay is measured: by a timer a millisecond, which takes some 4% of a token of the 1.7B. */
+  readonly watchEventLoop?: boolean;
 }
 
 export interface Loaded {
@@ -48,7 +50,7 @@ export interface Timing {
   readonly tokensPerSecond: number | null;
   /** Peak resident memory of the process until now. */
   readonly peakBytes: number;
-  /** 99th percentile of the event loop's delay during all tasks until now, milliseconds. */
+  /** 99th percentile of the event loop's delay during all tasks until now that watched it, milliseconds; 0 where none did. */
   readonly eventLoopDelayP99: number;
 }
 

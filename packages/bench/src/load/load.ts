@@ -87,7 +87,8 @@ type Measure = Exclude<keyof LoadReport, "kvBytes" | "weightBytes">;
 async function loadAndAnswer(engine: EngineName, path: string, threads: number) {
   const job = { engine, path, threads, sequences: 1, contextTokens: CONTEXT_TOKENS, warmUp: false };
   return withEngines([job], async ([{ loaded, run }]) => {
-    const timing = await run({ prompts: 1, promptTokens: PROMPT_TOKENS, tokens: ANSWER_TOKENS, seed: 1 });
+    const task = { prompts: 1, promptTokens: PROMPT_TOKENS, tokens: ANSWER_TOKENS, seed: 1, watchEventLoop: true };
+    const timing = await run(task);
     return { ...loaded, ...timing, tokensPerSecond: timing.tokensPerSecond! };
   });
 }
