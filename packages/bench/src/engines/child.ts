@@ -26,10 +26,12 @@ async function load(job: Job): Promise<Loaded> {
 }
 
 async function run(task: Task): Promise<Timing> {
-  if (task.watchEventLoop) delay.enable();
+  const { watchEventLoop = false } = task;
+  if (watchEventLoop) delay.enable();
   const timing = await time(engine!, task);
   delay.disable();
-  return { ...timing, peakBytes: peakMemory(), eventLoopDelayP99: delay.percentile(99) / 1e6 };
+  const eventLoopDelayP99 = watchEventLoop ? delay.percentile(99) / 1e6 : null;
+  return { ...timing, peakBytes: peakMemory(), eventLoopDelayP99 };
 }
 
 async function time(engine: Engine, { prompts: count, promptTokens, tokens, seed }: Task) {

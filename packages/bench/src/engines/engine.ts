@@ -50,8 +50,8 @@ export interface Timing {
   readonly tokensPerSecond: number | null;
   /** Peak resident memory of the process until now. */
   readonly peakBytes: number;
-  /** 99th percentile of the event loop's delay during all tasks until now that watched it, milliseconds; 0 where none did. */
-  readonly eventLoopDelayP99: number;
+  /** 99th percentile of the event loop's delay during all watched tasks until now, milliseconds; null for one not watched. */
+  readonly eventLoopDelayP99: number | null;
 }
 
 /** A loaded model with its context. */
