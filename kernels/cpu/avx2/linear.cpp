@@ -4,6 +4,7 @@
 #include "cpu/avx2/planes.h"
 #include "cpu/linear_float.h"
 #include "cpu/quantize.h"
+#include "cpu/stream_prefetch.h"
 
 namespace niwaki {
 namespace {
@@ -155,9 +156,16 @@ inline void multiply_block_2(const uint8_t* block, const uint8_t* tables, int32_
   }
 }
 
-/// Bytes of weights that are asked for ahead of their use. The processor's own prefetching stops at every
-/// page; past the end of a matrix nothing is harmed.
-constexpr int kAhead = 9216;
+/// Asks for what comes after these weights: the processor's own prefetching stops at every page. Past the end
+/// of a matrix nothing is harmed.
+NIWAKI_INLINE void ask_ahead_of(const uint8_t* weights, int bytes) {
+  if (kStreamIntoFirstLevel) {
+    for (int i = 0; i < bytes; i += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(weights) + 9 * 1024 + i, _MM_HINT_T0);
+  } else {
+    for (int i = 0; i < bytes; i += 64) ask_ahead_by_second_level(weights + i);
+  }
+}
 
 void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* workspace) {
@@ -172,9 +180,7 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
   for (int64_t b = 0; b < blocks; ++b) {
     for (int64_t g = 0; g < scale_groups; ++g) {
       const uint8_t* block = weights + b * block_stride + g * layout.block_bytes();
-      for (int i = 0; i < layout.block_bytes(); i += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(block + kAhead + i), _MM_HINT_T0);
-      }
+      ask_ahead_of(block, layout.block_bytes());
       for (int t = 0; t < tile.rows; ++t) {
         float* sums = out + t * out_stride + b * kBlockRows;
         if (type == DataType::kQ1_0) {

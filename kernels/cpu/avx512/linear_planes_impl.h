@@ -12,20 +12,13 @@
 namespace niwaki {
 namespace {
 
-/// Asks for what comes after a line of weights, once for each line that is used, so that requests leave as
-/// evenly as data arrives. Where weights wait in the second level, they are asked for into it twice, as a
-/// request that finds no room is dropped, and then into the first: look-ups in turn would wait for each of
-/// their lines. Past the end of a matrix nothing is harmed. Always inline: gcc takes a function that only
-/// prefetches for one without an effect, and drops its calls.
+/// Asks for what comes after a line of weights. Past the end of a matrix nothing is harmed.
 template <bool kIntoFirstLevel>
 __attribute__((always_inline)) inline void ask_ahead_of(const uint8_t* line) {
-  const auto* p = reinterpret_cast<const char*>(line);
   if constexpr (kIntoFirstLevel) {
-    _mm_prefetch(p + 9 * 1024, _MM_HINT_NTA);
+    _mm_prefetch(reinterpret_cast<const char*>(line) + 9 * 1024, _MM_HINT_NTA);
   } else {
-    _mm_prefetch(p + 18 * 1024, _MM_HINT_T1);
-    _mm_prefetch(p + 9 * 1024, _MM_HINT_T1);
-    _mm_prefetch(p + 2304, _MM_HINT_T0);
+    ask_ahead_by_second_level(line);
   }
 }
 
