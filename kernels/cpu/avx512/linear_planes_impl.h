@@ -210,9 +210,9 @@ void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t bloc
 template <int kBits, int kTables, int kParts, int kRows>
 void multiply_rows(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                    float* out, int64_t out_stride) {
-  constexpr auto kMultiply = multiply_rows<kBits, kTables, kParts, kRows, false>;
+  constexpr auto kBySecondLevel = multiply_rows<kBits, kTables, kParts, kRows, false>;
   constexpr auto kIntoFirstLevel = multiply_rows<kBits, kTables, kParts, kRows, true>;
-  (kStreamIntoFirstLevel ? kIntoFirstLevel : kMultiply)(layout, weights, blocks, tile, out, out_stride);
+  (kStreamIntoFirstLevel ? kIntoFirstLevel : kBySecondLevel)(layout, weights, blocks, tile, out, out_stride);
 }
 
 template <int kBits, int kTables, int kParts>
