@@ -92,7 +92,7 @@ int main(int argc, char** argv) {
     for (size_t i = 1; i < bits.size(); i += 18) bits[i] = 0x24;  // a scale of about 2^-6
     const std::vector<MatrixSource> source = {{"table", DataType::kQ1_0, tokens, bits.data()}};
     std::shared_ptr<const Matrix> table;
-    test::run_job(pool, [&] { table = CpuMatrix::pack(source, width, pool, arena); });
+    test::run_job(pool, [&] { table = CpuMatrix::pack(source, width, tier.linear.sign_order, pool, arena); });
 
     for (const int32_t context : {512, 2048, 4096, 8192}) {
       KvShape pages{1, l.kv_heads, l.head_dim, kBlockSize, context / kBlockSize, type_named(type)};

@@ -103,7 +103,9 @@ int main(int argc, char** argv) {
           {"second", type, half, bytes.data() + static_cast<size_t>(half) * row_bytes(type, shape.columns)}};
       Bound bound;
       const double begun = now();
-      test::run_job(pool, [&] { bound.matrix = CpuMatrix::pack(sources, shape.columns, pool, arena); });
+      test::run_job(pool, [&] {
+        bound.matrix = CpuMatrix::pack(sources, shape.columns, tier.linear.sign_order, pool, arena);
+      });
       pack_seconds += now() - begun;
       bound.linear = std::make_unique<Linear>(tier, *bound.matrix, shape.activation, false, kMaxRows);
       file_bytes += static_cast<double>(bytes.size());

@@ -30,7 +30,7 @@ class CpuDevice final : public QueuedDevice {
 
  private:
   std::shared_ptr<const Matrix> pack(const std::vector<MatrixSource>& sources, int64_t columns) override {
-    return CpuMatrix::pack(sources, columns, pool(), arena_);
+    return CpuMatrix::pack(sources, columns, tier_.linear.sign_order, pool(), arena_);
   }
   std::shared_ptr<QueuedSlots> make_slots(std::shared_ptr<QueuedPlan> plan, AdapterSlotsSpec spec) override {
     return std::make_shared<CpuAdapterSlots>(std::static_pointer_cast<CpuPlan>(std::move(plan)),

@@ -69,6 +69,8 @@ Linear::Linear(const Tier& tier, const CpuMatrix& matrix, Activation activation,
   }
   for (const CpuMatrix::Part& part : parts) {
     if (is_sign_type(part.type)) {
+      if (part.order != kernels_.sign_order)
+        throw Error(ErrorCode::kInvalidArgument, "the tensor " + part.name + " is packed for another tier");
       needs_quanta_ = needs_tables_[sign_layout(part.type).bits] = true;
     } else {
       has_floats_ = true;

@@ -24,7 +24,8 @@ struct RowNorm {
 /// must outlive it.
 class Linear {
  public:
-  /// Throws kInvalidArgument if the activation is SwiGLU and the matrix is not two tensors of equal rows.
+  /// Throws kInvalidArgument if the activation is SwiGLU and the matrix is not two tensors of equal rows, or
+  /// if it is packed for a tier of another order.
   Linear(const Tier& tier, const CpuMatrix& matrix, Activation activation, bool accumulate, int64_t max_rows);
 
   /// Up to so many rows of the step wait for memory; they can take a norm on the way: every thread norms them

@@ -18,13 +18,9 @@ constexpr int kBlockRows = 64;
 /// No tier multiplies more rows of a step together.
 constexpr int kMaxTileRows = 32;
 
-/// How a sign type lies in memory once packed. A block is 64 rows of one scale group: `byte_columns` runs of
-/// 64 bytes, one byte a row (8 weights of Q1_0 or 4 of Q2_0, as in the file), then 64 float16 scales.
-///
-///   byte column 0 | byte column 1 | ... | scales of rows 0..63
-///
-/// In each half of a byte column (32 rows), byte 2 i is row i and byte 2 i + 1 is row 16 + i: as 16-bit
-/// lanes, the low bytes are 16 neighboring rows, and so are the high ones.
+/// How a sign type lies in memory once packed. A block is 64 rows of one scale group: `byte_columns` bytes of
+/// every row (8 weights of Q1_0 or 4 of Q2_0, as in the file), in an order that is the tier's own, then 64
+/// float16 scales.
 struct SignLayout {
   int bits;          // of a weight
   int columns;       // that share a scale
@@ -40,9 +36,25 @@ constexpr SignLayout sign_layout(DataType type) {
 constexpr bool is_sign_type(DataType type) {
   return type == DataType::kQ1_0 || type == DataType::kQ2_0 || type == DataType::kQ2_0_G128;
 }
-/// Where row `row` of a block stands in a byte column.
+
+/// The order of a block's bytes.
+enum class SignOrder : uint8_t {
+  /// Byte column 0 of all rows | byte column 1 | ... In each half of a column (32 rows), byte 2 i is row i
+  /// and
+  /// byte 2 i + 1 is row 16 + i: as 16-bit lanes, the low bytes are 16 neighboring rows, and so are the high
+  /// ones.
+  kColumns,
+  /// Byte columns 0 to 3 of row 0, of row 1, ... | byte columns 4 to 7 | ...
+  kQuads
+};
+/// Where row `row` of a block stands in a byte column, in SignOrder::kColumns.
 constexpr int sign_position(int row) {
   return (row & 32) + 2 * (row & 15) + (row >> 4 & 1);
+}
+/// Where byte `column` of a row of a block stands.
+constexpr int sign_byte(SignOrder order, int row, int column) {
+  return order == SignOrder::kQuads ? column / 4 * 4 * kBlockRows + 4 * row + column % 4
+                                    : column * kBlockRows + sign_position(row);
 }
 
 /// Bytes of the tables of one group of activations, of 16 sums per four weight bits, two bytes each.
@@ -75,6 +87,9 @@ struct SignTile {
 
 /// The matrix kernels of a tier. A row of the step is computed in the same way whatever rows stand beside it.
 struct LinearKernels {
+  /// Of the weights of sign types.
+  SignOrder sign_order;
+
   /// Quantises a group of `count` <= kGroupColumns activations: quanta = round to nearest even of x / scale,
   /// zero padded, at the smallest scale that keeps to kMaxQuantum and kMaxQuantumSum. Returns false if one is
   /// NaN or infinite.

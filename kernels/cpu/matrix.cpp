@@ -31,12 +31,43 @@ inline void transpose(uint64_t (&words)[8]) {
   for (int i : {0, 2, 4, 6}) exchange(i, 1, 0x00ff00ff00ff00ffu);
 }
 
+/// The bytes of one group of 64 rows, in SignOrder::kColumns.
+void pack_columns(const SignLayout& layout, const uint8_t* rows, size_t row_size, uint8_t* out) {
+  constexpr struct RowAt {  // by position in a byte column
+    size_t row[kBlockRows];
+    constexpr RowAt() : row{} {
+      for (size_t r = 0; r < kBlockRows; ++r) row[sign_position(static_cast<int>(r))] = r;
+    }
+  } kAt;
+  for (int position = 0; position < kBlockRows; position += 8) {
+    for (int column = 0; column < layout.byte_columns; column += 8) {
+      uint64_t words[8];
+      for (int i = 0; i < 8; ++i) std::memcpy(&words[i], rows + kAt.row[position + i] * row_size + column, 8);
+      transpose(words);
+      for (int i = 0; i < 8; ++i) std::memcpy(out + (column + i) * kBlockRows + position, &words[i], 8);
+    }
+  }
+}
+
+/// The same in SignOrder::kQuads.
+void pack_quads(const SignLayout& layout, const uint8_t* rows, size_t row_size, uint8_t* out) {
+  for (size_t r = 0; r < kBlockRows; r += 4) {
+    for (int column = 0; column < layout.byte_columns; column += 16) {
+      uint32_t quads[4][4];
+      for (size_t i = 0; i < 4; ++i) std::memcpy(quads[i], rows + (r + i) * row_size + column, 16);
+      for (int k = 0; k < 4; ++k) {
+        const uint32_t line[4] = {quads[0][k], quads[1][k], quads[2][k], quads[3][k]};
+        std::memcpy(out + (column + 4 * k) * kBlockRows + 4 * r, line, 16);
+      }
+    }
+  }
+}
+
 /// Packs 64 rows of a sign type. Returns whether all scales are finite. 64 rows are more streams than a
 /// processor follows by itself, so what comes next is asked for: the rows of the next block, one after
 /// another, and the group after next of `out`.
-bool pack_block(const SignLayout& layout, const uint8_t* rows, size_t row_size, uint8_t* out) {
-  const uint8_t* row_at[kBlockRows];  // by position in a byte column
-  for (int r = 0; r < kBlockRows; ++r) row_at[sign_position(r)] = rows + static_cast<size_t>(r) * row_size;
+bool pack_block(const SignLayout& layout, SignOrder order, const uint8_t* rows, size_t row_size,
+                uint8_t* out) {
   const size_t group_bytes = 2 + static_cast<size_t>(layout.byte_columns);
   uint32_t bad = 0;
   for (size_t g = 0; g < row_size; g += group_bytes, out += layout.block_bytes()) {
@@ -44,14 +75,8 @@ bool pack_block(const SignLayout& layout, const uint8_t* rows, size_t row_size, 
       __builtin_prefetch(rows + kBlockRows * (row_size + g) + static_cast<size_t>(i));
       __builtin_prefetch(out + 2 * layout.block_bytes() + i, 1);
     }
-    for (int position = 0; position < kBlockRows; position += 8) {
-      for (int column = 0; column < layout.byte_columns; column += 8) {
-        uint64_t words[8];
-        for (int i = 0; i < 8; ++i) std::memcpy(&words[i], row_at[position + i] + g + 2 + column, 8);
-        transpose(words);
-        for (int i = 0; i < 8; ++i) std::memcpy(out + (column + i) * kBlockRows + position, &words[i], 8);
-      }
-    }
+    order == SignOrder::kColumns ? pack_columns(layout, rows + g + 2, row_size, out)
+                                 : pack_quads(layout, rows + g + 2, row_size, out);
     uint8_t* scales = out + layout.byte_columns * kBlockRows;
     for (int r = 0; r < kBlockRows; ++r) {
       uint16_t scale;
@@ -105,7 +130,9 @@ void pack_parts(std::span<const MatrixSource> sources, std::span<const CpuMatrix
         padded.resize(kBlockRows * row_size);
         std::memcpy(padded.data(), rows, static_cast<size_t>(count) * row_size);
       }
-      if (pack_block(sign_layout(part.type), padded.empty() ? rows : padded.data(), row_size, out)) return;
+      if (pack_block(sign_layout(part.type), part.order, padded.empty() ? rows : padded.data(), row_size,
+                     out))
+        return;
     }
     for (int64_t r = 0; r < count; ++r) {
       const uint8_t* row = rows + static_cast<size_t>(r) * row_size;
@@ -144,7 +171,7 @@ CpuMatrix::CpuMatrix(std::span<const MatrixSource> sources, int64_t columns) : M
 CpuMatrix::~CpuMatrix() = default;
 
 std::shared_ptr<const CpuMatrix> CpuMatrix::pack(std::span<const MatrixSource> sources, int64_t columns,
-                                                 ThreadPool& pool, WeightArena& arena) {
+                                                 SignOrder order, ThreadPool& pool, WeightArena& arena) {
   // Packed weights keep the file's byte order inside.
   static_assert(std::endian::native == std::endian::little);
   std::shared_ptr<CpuMatrix> matrix(new CpuMatrix(sources, columns));
@@ -152,7 +179,7 @@ std::shared_ptr<const CpuMatrix> CpuMatrix::pack(std::span<const MatrixSource> s
   std::vector<size_t> begins;
   size_t bytes = 0;
   for (const MatrixSource& source : sources) {
-    Part part{source.name, source.type, source.rows, columns, rows, 0, 0, nullptr};
+    Part part{source.name, source.type, order, source.rows, columns, rows, 0, 0, nullptr};
     part.row_stride = row_stride(source.type, columns);
     part.block_stride = part.block_bytes() * (alternate(sources) ? 2 : 1);
     bytes = (bytes + 63) / 64 * 64;

@@ -19,10 +19,11 @@ class CpuMatrix final : public Matrix {
  public:
   struct Part;  // one source, packed
 
-  /// Repacks on the pool into memory of the arena; from inside a job. Throws kNonFinite naming the tensor if
-  /// a weight or scale is NaN or infinite, kInvalidArgument as Matrix does, kOutOfMemory.
+  /// Repacks on the pool into memory of the arena, for a tier of this order; from inside a job. Throws
+  /// kNonFinite naming the tensor if a weight or scale is NaN or infinite, kInvalidArgument as Matrix does,
+  /// kOutOfMemory.
   static std::shared_ptr<const CpuMatrix> pack(std::span<const MatrixSource> sources, int64_t columns,
-                                               ThreadPool& pool, WeightArena& arena);
+                                               SignOrder order, ThreadPool& pool, WeightArena& arena);
   ~CpuMatrix() override;
 
   const std::vector<Part>& parts() const { return parts_; }
@@ -51,6 +52,7 @@ const CpuMatrix& cpu_matrix(const Matrix& matrix);
 struct CpuMatrix::Part {
   std::string name;
   DataType type;
+  SignOrder order;  // sign types only: that of the tier it is packed for
   int64_t rows;
   int64_t columns;
   int64_t first_row;    // in the matrix

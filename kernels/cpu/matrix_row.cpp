@@ -21,7 +21,7 @@ void copy_sign_row(const CpuMatrix::Part& part, int64_t row, float* out) {
     const uint8_t* block = part.block(row / kBlockRows) + g * layout.block_bytes();
     const float scale = load_half(block + layout.byte_columns * kBlockRows + 2 * in_block);
     for (int p = 0; p < layout.byte_columns; ++p) {
-      const int byte = block[p * kBlockRows + sign_position(in_block)];
+      const int byte = block[sign_byte(part.order, in_block, p)];
       for (int i = 0; i < per_byte; ++i) {
         const int weight = layout.bits == 1 ? 2 * (byte >> i & 1) - 1 : (byte >> 2 * i & 3) - 1;
         *out++ = scale * static_cast<float>(weight);

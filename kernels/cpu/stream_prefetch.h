@@ -10,15 +10,14 @@ extern const bool kStreamIntoFirstLevel;
 namespace {
 
 /// Where a stream waits in the second level: asks for what comes after one of its lines, once for each line
-/// that is used, so that requests leave about as evenly as data arrives. Twice into the second level, as a
-/// request that finds no room is dropped, and then into the first: what is used line by line would wait for
-/// each. Past the end of a stream nothing is harmed. Always inline: gcc takes a function that only prefetches
-/// for one without an effect, and drops its calls.
+/// that is used, so that requests leave about as evenly as data arrives. Three times, as a request that finds
+/// no room is dropped. Past the end of a stream nothing is harmed. Always inline: gcc takes a function that
+/// only prefetches for one without an effect, and drops its calls.
 __attribute__((always_inline)) inline void ask_ahead_by_second_level(const void* line) {
   const auto* p = static_cast<const char*>(line);
   __builtin_prefetch(p + 18 * 1024, 0, 2);
   __builtin_prefetch(p + 9 * 1024, 0, 2);
-  __builtin_prefetch(p + 2304, 0, 3);
+  __builtin_prefetch(p + 4 * 1024, 0, 2);
 }
 
 }  // namespace

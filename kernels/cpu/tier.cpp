@@ -67,7 +67,8 @@ std::vector<const Tier*> available_tiers() {
   std::vector<const Tier*> tiers;
 #ifdef NIWAKI_X86
   // Where the first-level cache is larger (Zen 5), the tables of avx512 come as near to the bound of memory.
-  const bool vbmi = has_avx512() && __builtin_cpu_supports("avx512vbmi");
+  const bool vbmi =
+      has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
   if (vbmi && !kStreamIntoFirstLevel) tiers.push_back(&kAvx512Vbmi);
   if (has_avx512()) tiers.push_back(&kAvx512);
   if (vbmi && kStreamIntoFirstLevel) tiers.push_back(&kAvx512Vbmi);

@@ -156,7 +156,7 @@ std::vector<float> run(const std::vector<Tensor>& tensors, int64_t columns, cons
 std::vector<float> expect(const std::vector<Tensor>& tensors, int64_t columns, const std::vector<float>& x,
                           int rows, bool add, Activation activation, const std::vector<float>& before) {
   ThreadPool pool(2);
-  const auto matrix = pack(pool, tensors, columns);
+  const auto matrix = pack(pool, tensors, columns, SignOrder::kColumns);
   const Linear linear(choose_tier("portable"), *matrix, activation, add, rows);
   std::vector<std::byte> scratch(linear.scratch_bytes(2) + 64);
   auto* aligned = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);

@@ -29,8 +29,9 @@ class Scratch {
   std::byte* data_;
 };
 
-std::vector<float> run(ThreadPool& pool, const Tier& tier, const CpuMatrix& matrix, Activation activation,
+std::vector<float> run(ThreadPool& pool, const Tier& tier, const Packed& packed, Activation activation,
                        int64_t rows, const std::vector<float>& x, bool accumulate = false) {
+  const CpuMatrix& matrix = packed.of(tier);
   const Linear linear(tier, matrix, activation, accumulate, rows);
   const Scratch scratch(linear.scratch_bytes(pool.threads()));
   std::vector<float> y(static_cast<size_t>(rows * linear.out_columns()), accumulate ? 2.5f : NAN);
@@ -101,16 +102,16 @@ TEST(every_type_and_shape_agrees_with_double_in_every_tier_to_the_same_bits) {
       for (const int64_t columns : odd_columns(type)) {
         const std::vector<Tensor> tensors = {
             random_tensor(type, out, columns, static_cast<uint64_t>(out + columns))};
-        const auto matrix = pack(pool, tensors, columns);
+        const Packed matrix(pool, tensors, columns);
         for (const int64_t rows : {1, 2, 3, 11, 17, 32, 40}) {
           if (out > 100 && rows > 11) continue;  // the reference is slow
           const auto x = random_activations(rows, columns, static_cast<uint64_t>(rows));
           const auto tiers = available_tiers();
-          const auto y = run(pool, *tiers.back(), *matrix, Activation::kNone, rows, x);
+          const auto y = run(pool, *tiers.back(), matrix, Activation::kNone, rows, x);
           // A single output can cancel to almost nothing; its error is then relative to nothing.
           if (out * rows > 60) CHECK(relative_error(y, reference(tensors, rows, x)) < tolerance(type));
           for (const Tier* tier : tiers)
-            CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, rows, x), y));
+            CHECK(same_bits(run(pool, *tier, matrix, Activation::kNone, rows, x), y));
         }
       }
     }
@@ -123,14 +124,14 @@ TEST(a_row_has_the_same_bits_in_steps_of_any_size) {
   for (const DataType type : kAllTypes) {
     const int64_t columns = info(type).block == 1 ? 203 : 384;
     const int64_t out = 203;
-    const auto matrix = pack(pool, {random_tensor(type, out, columns, 7)}, columns);
+    const Packed matrix(pool, {random_tensor(type, out, columns, 7)}, columns);
     const auto x = random_activations(kRows, columns, 8);
     for (const Tier* tier : available_tiers()) {
-      const auto whole = run(pool, *tier, *matrix, Activation::kNone, kRows, x);
+      const auto whole = run(pool, *tier, matrix, Activation::kNone, kRows, x);
       for (int64_t rows = 1; rows <= kRows; ++rows) {
         // Rows at the end of x, so that a row's place in the tile changes too.
         const std::vector<float> tail(x.end() - rows * columns, x.end());
-        const auto y = run(pool, *tier, *matrix, Activation::kNone, rows, tail);
+        const auto y = run(pool, *tier, matrix, Activation::kNone, rows, tail);
         CHECK(same_bits(y.data(), whole.data() + (kRows - rows) * out, static_cast<size_t>(rows * out)));
       }
     }
@@ -142,12 +143,12 @@ TEST(runs_of_many_blocks_agree) {
   constexpr int64_t kColumns = 512;
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ2_0_G128}) {
     const int64_t out = 64 * 67 + 5;  // four full runs of blocks, and a short one
-    const auto matrix = pack(pool, {random_tensor(type, out, kColumns, 1)}, kColumns);
+    const Packed matrix(pool, {random_tensor(type, out, kColumns, 1)}, kColumns);
     for (const int64_t rows : {1, 2, 3, 4, 5, 6, 16, 24, 31, 32, 64}) {
       const auto x = random_activations(rows, kColumns, 2);
-      const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, rows, x);
+      const auto y = run(pool, *available_tiers().back(), matrix, Activation::kNone, rows, x);
       for (const Tier* tier : available_tiers())
-        CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, rows, x), y));
+        CHECK(same_bits(run(pool, *tier, matrix, Activation::kNone, rows, x), y));
     }
   }
 }
@@ -158,19 +159,19 @@ TEST(tiles_that_go_together_agree) {
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0_G128, DataType::kF16}) {
     // More than a run of blocks, the last one short; odd columns are padded.
     const int64_t out = 64 * 17 + 5, columns = type == DataType::kF16 ? 75 : 256;
-    const auto matrix = pack(two, {random_tensor(type, out, columns, 9)}, columns);
+    const Packed matrix(two, {random_tensor(type, out, columns, 9)}, columns);
     const auto x = random_activations(kRows, columns, 10);
     std::vector<float> expected;
     for (int64_t row = 0; row < kRows; row += kPiece) {
       const std::vector<float> piece(x.begin() + row * columns, x.begin() + (row + kPiece) * columns);
-      const auto y = run(two, *available_tiers().back(), *matrix, Activation::kNone, kPiece, piece);
+      const auto y = run(two, *available_tiers().back(), matrix, Activation::kNone, kPiece, piece);
       expected.insert(expected.end(), y.begin(), y.end());
     }
     for (const Tier* tier : available_tiers()) {
       for (ThreadPool* pool : {&one, &two, &three}) {
         for (const int64_t rows : {64, 96, 101, 130, 512, 1100}) {
           if (rows > 130 && (pool != &two || tier == available_tiers().back())) continue;
-          const auto y = run(*pool, *tier, *matrix, Activation::kNone, rows, x);
+          const auto y = run(*pool, *tier, matrix, Activation::kNone, rows, x);
           CHECK(same_bits(y.data(), expected.data(), static_cast<size_t>(rows * out)));
         }
       }
@@ -181,13 +182,13 @@ TEST(tiles_that_go_together_agree) {
 TEST(threads_change_nothing) {
   ThreadPool one(1), two(2), three(3);
   for (const DataType type : {DataType::kQ1_0, DataType::kQ2_0, DataType::kQ8_0}) {
-    const auto matrix = pack(three, {random_tensor(type, 1003, 512, 1)}, 512);
+    const Packed matrix(three, {random_tensor(type, 1003, 512, 1)}, 512);
     for (const int64_t rows : {1, 5, 33}) {
       const auto x = random_activations(rows, 512, 2);
       const Tier& tier = *available_tiers().front();
-      const auto y = run(one, tier, *matrix, Activation::kNone, rows, x);
-      CHECK(same_bits(run(two, tier, *matrix, Activation::kNone, rows, x), y));
-      CHECK(same_bits(run(three, tier, *matrix, Activation::kNone, rows, x), y));
+      const auto y = run(one, tier, matrix, Activation::kNone, rows, x);
+      CHECK(same_bits(run(two, tier, matrix, Activation::kNone, rows, x), y));
+      CHECK(same_bits(run(three, tier, matrix, Activation::kNone, rows, x), y));
     }
   }
 }
@@ -197,19 +198,20 @@ TEST(tensors_of_different_types_are_one_matrix) {
   std::vector<Tensor> tensors;
   for (const DataType type : kAllTypes)
     tensors.push_back(random_tensor(type, 70 + 3 * static_cast<int>(type), 256, 11));
-  const auto matrix = pack(pool, tensors, 256);
+  const Packed matrix(pool, tensors, 256);
   const auto x = random_activations(19, 256, 3);
-  const auto y = run(pool, *available_tiers().back(), *matrix, Activation::kNone, 19, x);
+  const auto y = run(pool, *available_tiers().back(), matrix, Activation::kNone, 19, x);
   CHECK(relative_error(y, reference(tensors, 19, x)) < 2.5e-3);
   for (const Tier* tier : available_tiers())
-    CHECK(same_bits(run(pool, *tier, *matrix, Activation::kNone, 19, x), y));
+    CHECK(same_bits(run(pool, *tier, matrix, Activation::kNone, 19, x), y));
   // Each tensor alone gives its columns of the whole.
   int64_t first = 0;
+  const int64_t rows = static_cast<int64_t>(y.size()) / 19;
   for (const Tensor& tensor : tensors) {
     const auto alone =
-        run(pool, *available_tiers().front(), *pack(pool, {tensor}, 256), Activation::kNone, 19, x);
+        run(pool, *available_tiers().front(), Packed(pool, {tensor}, 256), Activation::kNone, 19, x);
     for (int64_t t = 0; t < 19; ++t) {
-      CHECK(same_bits(alone.data() + t * tensor.rows, y.data() + t * matrix->rows() + first,
+      CHECK(same_bits(alone.data() + t * tensor.rows, y.data() + t * rows + first,
                       static_cast<size_t>(tensor.rows)));
     }
     first += tensor.rows;
@@ -219,11 +221,10 @@ TEST(tensors_of_different_types_are_one_matrix) {
 TEST(accumulate_adds_to_what_is_there) {
   ThreadPool pool(2);
   for (const size_t count : {1, 2}) {
-    const auto matrix =
-        pack(pool, std::vector<Tensor>(count, random_tensor(DataType::kQ1_0, 131, 256, 1)), 256);
+    const Packed matrix(pool, std::vector<Tensor>(count, random_tensor(DataType::kQ1_0, 131, 256, 1)), 256);
     const auto x = random_activations(3, 256, 2);
-    const auto y = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x);
-    const auto sum = run(pool, *available_tiers().front(), *matrix, Activation::kNone, 3, x, true);
+    const auto y = run(pool, *available_tiers().front(), matrix, Activation::kNone, 3, x);
+    const auto sum = run(pool, *available_tiers().front(), matrix, Activation::kNone, 3, x, true);
     for (size_t i = 0; i < y.size(); ++i) CHECK(sum[i] == 2.5f + y[i]);
   }
 }
@@ -240,11 +241,11 @@ TEST(swiglu_pairs_gate_and_up_rows) {
     for (const int64_t half : {1, 64, 77, 128, 200, 64 * 39 + 5}) {
       const std::vector<Tensor> tensors = {random_tensor(gate_type, half, kColumns, 5),
                                            random_tensor(up_type, half, kColumns, 6)};
-      const auto matrix = pack(two, tensors, kColumns);
+      const Packed matrix(two, tensors, kColumns);
       const auto x = random_activations(kRows, kColumns, 7);
       // Each alone.
-      const auto gate = run(one, portable, *pack(one, {tensors[0]}, kColumns), Activation::kNone, kRows, x);
-      const auto up = run(one, portable, *pack(one, {tensors[1]}, kColumns), Activation::kNone, kRows, x);
+      const auto gate = run(one, portable, Packed(one, {tensors[0]}, kColumns), Activation::kNone, kRows, x);
+      const auto up = run(one, portable, Packed(one, {tensors[1]}, kColumns), Activation::kNone, kRows, x);
       std::vector<float> stacked, expected;
       double worst = 0;
       for (int64_t t = 0; t < kRows; ++t) {
@@ -270,7 +271,7 @@ TEST(swiglu_pairs_gate_and_up_rows) {
           for (int64_t rows = 1; rows <= kRows; rows += rows < 3 || half == 200 ? 1 : 14) {
             const std::vector<float> tail(x.end() - rows * kColumns, x.end());
             const auto agrees = [&](Activation activation, const std::vector<float>& whole) {
-              const auto y = run(*pool, *tier, *matrix, activation, rows, tail);
+              const auto y = run(*pool, *tier, matrix, activation, rows, tail);
               return same_bits(y, {whole.end() - static_cast<int64_t>(y.size()), whole.end()});
             };
             CHECK(agrees(Activation::kSwiglu, expected));
@@ -282,13 +283,30 @@ TEST(swiglu_pairs_gate_and_up_rows) {
   }
 }
 
+TEST(a_matrix_packed_for_another_tier_is_refused) {
+  ThreadPool pool(1);
+  for (const Tier* tier : available_tiers()) {
+    for (const SignOrder order : {SignOrder::kColumns, SignOrder::kQuads}) {
+      const auto matrix = pack(pool, {random_tensor(DataType::kQ1_0, 3, 128, 1)}, 128, order);
+      bool thrown = false;
+      try {
+        const Linear linear(*tier, *matrix, Activation::kNone, false, 1);
+      } catch (const Error& error) {
+        thrown = error.code == ErrorCode::kInvalidArgument;
+      }
+      CHECK(thrown == (order != tier->linear.sign_order));
+    }
+  }
+}
+
 TEST(swiglu_of_unequal_halves_is_refused) {
   ThreadPool pool(1);
-  const auto matrix =
-      pack(pool, {random_tensor(DataType::kQ1_0, 3, 128, 1), random_tensor(DataType::kQ1_0, 5, 128, 1)}, 128);
+  const Packed matrix(
+      pool, {random_tensor(DataType::kQ1_0, 3, 128, 1), random_tensor(DataType::kQ1_0, 5, 128, 1)}, 128);
   bool thrown = false;
   try {
-    const Linear linear(*available_tiers().front(), *matrix, Activation::kSwiglu, false, 1);
+    const Linear linear(*available_tiers().front(), matrix.of(*available_tiers().front()),
+                        Activation::kSwiglu, false, 1);
   } catch (const Error& error) {
     thrown = error.code == ErrorCode::kInvalidArgument;
   }
@@ -299,7 +317,7 @@ TEST(the_lowest_row_that_is_not_finite_is_named) {
   ThreadPool pool(2);
   for (const DataType type : kAllTypes) {
     constexpr int64_t kOut = 512, kColumns = 384;
-    const auto matrix = pack(pool, {random_tensor(type, kOut, kColumns, 1)}, kColumns);
+    const Packed matrix(pool, {random_tensor(type, kOut, kColumns, 1)}, kColumns);
     for (const Tier* tier : available_tiers()) {
       for (const float bad : {NAN, INFINITY, -INFINITY}) {
         for (const int64_t row : {0, 6, 21, 70}) {
@@ -307,7 +325,7 @@ TEST(the_lowest_row_that_is_not_finite_is_named) {
           auto x = random_activations(rows, kColumns, 1);
           x[static_cast<size_t>(row * kColumns + kColumns - 1)] = bad;
           x[static_cast<size_t>(last * kColumns)] = bad;
-          const Linear linear(*tier, *matrix, Activation::kNone, false, rows);
+          const Linear linear(*tier, matrix.of(*tier), Activation::kNone, false, rows);
           const Scratch scratch(linear.scratch_bytes(pool.threads()));
           std::vector<float> y(static_cast<size_t>(rows * kOut));
           run_job(pool, [&] {
@@ -324,10 +342,10 @@ TEST(rows_are_normed_on_the_way_to_the_same_bits) {
   ThreadPool one(1), three(3);
   const std::vector<float> weight = random_activations(1, kColumns, 1);
   for (const DataType type : kAllTypes) {
-    const auto matrix = pack(three, {random_tensor(type, kOut, kColumns, 2)}, kColumns);
+    const Packed matrix(three, {random_tensor(type, kOut, kColumns, 2)}, kColumns);
     auto x = random_activations(kRows, kColumns, 3);
     for (const Tier* tier : available_tiers()) {
-      const Linear linear(*tier, *matrix, Activation::kNone, false, 40);
+      const Linear linear(*tier, matrix.of(*tier), Activation::kNone, false, 40);
       CHECK(linear.takes_norm() == is_sign_type(type));
       if (!linear.takes_norm()) continue;
       const RowNorm norm{weight.data(), 1e-6f};
@@ -336,7 +354,7 @@ TEST(rows_are_normed_on_the_way_to_the_same_bits) {
         tier->rows.rms_norm(&x[static_cast<size_t>(row * kColumns)], norm.weight, norm.eps, kColumns,
                             &normed[static_cast<size_t>(row * kColumns)]);
       }
-      const auto expected = run(one, *tier, *matrix, Activation::kNone, kRows, normed);
+      const auto expected = run(one, *tier, matrix, Activation::kNone, kRows, normed);
       for (ThreadPool* pool : {&one, &three}) {
         const Scratch scratch(linear.scratch_bytes(pool->threads()));
         for (int64_t rows = 1; rows <= kRows; ++rows) {
@@ -373,10 +391,10 @@ TEST(sums_at_the_edge_of_sixteen_bits_are_exact) {
           std::memset(tensor.block(r, b) + 2, pattern, static_cast<size_t>(info(type).block_bytes - 2));
         }
       }
-      const auto tall = pack(pool, {tensor}, 256);
+      const Packed tall(pool, {tensor}, 256);
       Tensor block = tensor;
       block.rows = 64;
-      const auto matrix = pack(pool, {block}, 256);
+      const Packed matrix(pool, {block}, 256);
       for (const float sign : {1.0f, -1.0f}) {
         for (const int spread :
              {1, 2, 4}) {  // every spread-th column, so that the maximum and not the sum decides
@@ -398,12 +416,12 @@ TEST(sums_at_the_edge_of_sixteen_bits_are_exact) {
             }
           }
           // Every kernel: one row, few, some, many.
-          for (const int64_t rows : {1, 2, 16, 32}) {
+          for (const int64_t rows : {1, 2, 5, 16, 32}) {
             std::vector<float> all;
             for (int64_t t = 0; t < rows; ++t) all.insert(all.end(), x.begin(), x.end());
             for (const Tier* tier : available_tiers()) {
               const bool lanes = rows == 32 && spread == 1 && tier != available_tiers().back();
-              for (const float y : run(pool, *tier, lanes ? *tall : *matrix, Activation::kNone, rows, all))
+              for (const float y : run(pool, *tier, lanes ? tall : matrix, Activation::kNone, rows, all))
                 CHECK(y == expected);
             }
           }

@@ -10,6 +10,7 @@
 #include "cpu/float16.h"
 #include "cpu/matrix.h"
 #include "cpu/thread_pool.h"
+#include "cpu/tier.h"
 #include "cpu/weight_memory.h"
 #include "job.h"
 #include "niwaki/data_type.h"
@@ -89,13 +90,27 @@ inline std::vector<float> random_activations(int64_t rows, int64_t columns, uint
 }
 
 inline std::shared_ptr<const CpuMatrix> pack(ThreadPool& pool, const std::vector<Tensor>& tensors,
-                                             int64_t columns) {
+                                             int64_t columns, SignOrder order) {
   std::vector<MatrixSource> sources;
   for (const Tensor& tensor : tensors) sources.push_back(tensor.source());
   std::shared_ptr<const CpuMatrix> matrix;
   WeightArena arena;
-  run_job(pool, [&] { matrix = CpuMatrix::pack(sources, columns, pool, arena); });
+  run_job(pool, [&] { matrix = CpuMatrix::pack(sources, columns, order, pool, arena); });
   return matrix;
 }
+
+/// A matrix packed for every tier.
+class Packed {
+ public:
+  Packed(ThreadPool& pool, const std::vector<Tensor>& tensors, int64_t columns)
+      : columns_(pack(pool, tensors, columns, SignOrder::kColumns)),
+        quads_(pack(pool, tensors, columns, SignOrder::kQuads)) {}
+  const CpuMatrix& of(const Tier& tier) const {
+    return tier.linear.sign_order == SignOrder::kColumns ? *columns_ : *quads_;
+  }
+
+ private:
+  std::shared_ptr<const CpuMatrix> columns_, quads_;
+};
 
 }  // namespace niwaki::test

@@ -33,14 +33,14 @@ class TrainingModel {
   }
 
   /// All seven projections of each layer are adapted; ranks differ, and one is over 16.
-  TrainingSpec spec(ThreadPool& pool, int32_t max_rows) const {
+  TrainingSpec spec(ThreadPool& pool, const Tier& tier, int32_t max_rows) const {
     TrainingSpec spec{max_rows, max_rows, max_rows, kVocabulary, {kHeadDim, kBase}, {}, {}, -1};
     const auto buffer = [&](int64_t width, bool per_output = false) {
       spec.buffers.push_back({width, per_output});
       return static_cast<BufferId>(spec.buffers.size() - 1);
     };
     const auto pack_matrix = [&](const std::vector<Tensor>& tensors) {
-      return pack(pool, tensors, tensors[0].columns);
+      return pack(pool, tensors, tensors[0].columns, tier.linear.sign_order);
     };
     const auto norm = [](const std::vector<float>& w) { return std::make_shared<const Vector>("norm", w); };
     const auto add = [&](const std::string& label, TrainingOp op) {

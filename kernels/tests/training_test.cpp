@@ -39,7 +39,7 @@ TrainingBatch random_batch(uint64_t seed, std::vector<int32_t> sequences) {
 
 std::shared_ptr<TrainingPlan> make_plan(ThreadPool& pool, const Tier& tier, const TrainingModel& model,
                                         int32_t max_rows, std::vector<float>* parameters = nullptr) {
-  auto plan = std::make_shared<CpuTrainingPlan>(tier, pool.threads(), model.spec(pool, max_rows));
+  auto plan = std::make_shared<CpuTrainingPlan>(tier, pool.threads(), model.spec(pool, tier, max_rows));
   const size_t count = plan->read(TrainingState::kParameters).size();
   const std::vector<float> values = Random(5).normals(count, 0.05f);
   plan->write(TrainingState::kParameters, values);
@@ -240,7 +240,7 @@ TEST(plans_that_do_not_fit_are_refused) {
   ThreadPool pool(1);
   const TrainingModel model(DataType::kQ1_0);
   const auto refused = [&](auto change) {
-    TrainingSpec spec = model.spec(pool, 20);
+    TrainingSpec spec = model.spec(pool, *available_tiers().front(), 20);
     change(spec);
     CHECK(code_of([&] { CpuTrainingPlan(*available_tiers().front(), 1, spec); }) ==
           ErrorCode::kInvalidArgument);

@@ -204,8 +204,8 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kAvx2LinearKernels = {quantize_group,      kLaneRows,    kTableRows,  1,
-                                          nibble_table_bytes,  build_tables, build_lanes, multiply_sign,
-                                          multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx2LinearKernels = {
+    SignOrder::kColumns, quantize_group, kLaneRows,     kTableRows,          1,          nibble_table_bytes,
+    build_tables,        build_lanes,    multiply_sign, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

@@ -1,10 +1,10 @@
 // The matrix kernels with AVX-512: tables of 32 sums in a register (vpermw), 32 rows at a time. All but the
-// fewest rows of the step (linear_planes.cpp, or linear_vbmi.cpp with VBMI) and full tiles (linear_lanes.cpp)
-// go this way, as its cost grows with them and its indices are made once for all.
+// fewest rows of the step (linear_planes.cpp, or linear_quads_vbmi.cpp with VBMI and VNNI) and full tiles
+// (linear_lanes.cpp) go this way, as its cost grows with them and its indices are made once for all.
 #define NIWAKI_SIMD_AVX512
 #include "cpu/avx512/linear_lanes.h"
 #include "cpu/avx512/linear_planes.h"
-#include "cpu/avx512/linear_vbmi.h"
+#include "cpu/avx512/linear_quads.h"
 #include "cpu/linear_float.h"
 #include "cpu/quantize.h"
 
@@ -88,25 +88,46 @@ inline void build_type(const int16_t* quanta, uint8_t* tables) {
   }
 }
 
-size_t table_bytes(int tile_rows, int bits) {
-  return tile_rows <= plane_rows(bits) ? kPlaneTableBytes : static_cast<size_t>(2 * bits * kPassBytes);
+size_t many_table_bytes(int bits) {
+  return static_cast<size_t>(2 * bits * kPassBytes);
 }
 
-void build_tables(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
-  if (tile_rows <= plane_rows(bits)) return build_planes(bits, quanta, tables, offsets);
+void build_many(int bits, const int16_t* quanta, uint8_t* tables) {
   bits == 1 ? build_type<1>(quanta, tables) : build_type<2>(quanta, tables);
 }
 
+/// Of two registers of quads, the low words, or the high ones.
+struct WordsOfQuads {
+  alignas(64) int16_t word[2][32];
+  constexpr WordsOfQuads() : word{} {
+    for (int high = 0; high < 2; ++high) {
+      for (int i = 0; i < 32; ++i) word[high][i] = static_cast<int16_t>(2 * i + high);
+    }
+  }
+};
+constexpr WordsOfQuads kWordsOfQuads;
+
 /// The indices of a pass for the 64 rows of a block: of every field, those of rows 0-15 and 32-47, and those
 /// of rows 16-31 and 48-63. vpermw reads the low five bits of each; what stands above is whatever it is.
+template <SignOrder kOrder>
 inline void build_indices(const uint8_t* bytes, __m512i* indices) {
   __m512i words[2][4];  // 16 bits of a row
   for (int p = 0; p < 4; ++p) {
-    const __m512i a = _mm512_load_si512(bytes + 2 * p * kBlockRows);
-    const __m512i b = _mm512_load_si512(bytes + (2 * p + 1) * kBlockRows);
-    constexpr __mmask64 kLowBytes = 0x5555555555555555;
-    words[0][p] = _mm512_mask_blend_epi8(kLowBytes, _mm512_slli_epi16(b, 8), a);
-    words[1][p] = _mm512_mask_blend_epi8(kLowBytes, b, _mm512_srli_epi16(a, 8));
+    if constexpr (kOrder == SignOrder::kColumns) {
+      const __m512i a = _mm512_load_si512(bytes + 2 * p * kBlockRows);
+      const __m512i b = _mm512_load_si512(bytes + (2 * p + 1) * kBlockRows);
+      constexpr __mmask64 kLowBytes = 0x5555555555555555;
+      words[0][p] = _mm512_mask_blend_epi8(kLowBytes, _mm512_slli_epi16(b, 8), a);
+      words[1][p] = _mm512_mask_blend_epi8(kLowBytes, b, _mm512_srli_epi16(a, 8));
+    } else {
+      // Of 16 rows and of the 16 that stand 32 after them, the low or the high words.
+      const __m512i words_of = _mm512_load_si512(kWordsOfQuads.word[p % 2]);
+      for (int half = 0; half < 2; ++half) {
+        const uint8_t* quad = bytes + p / 2 * 4 * kBlockRows + half * 64;
+        words[half][p] =
+            _mm512_permutex2var_epi16(_mm512_load_si512(quad), words_of, _mm512_load_si512(quad + 128));
+      }
+    }
   }
   for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 13
@@ -196,7 +217,7 @@ constexpr int64_t kAheadBlocks = 2;
 ///
 /// So many scale groups are a panel that the tables of all rows, and what a block needs, stay in the
 /// first-level cache while the blocks go by; of a block, a panel is one piece of memory.
-template <int kBits, int kPasses, int kParts>
+template <SignOrder kOrder, int kBits, int kPasses, int kParts>
 void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                    float* out, int64_t out_stride) {
   const int64_t scale_groups = tile.columns / layout.columns;
@@ -227,7 +248,7 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
             _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T0);
         }
         for (int pass = 0; pass < kPasses; ++pass)
-          build_indices(block + pass * kPassColumns * kBlockRows, indices + pass * 2 * kFields);
+          build_indices<kOrder>(block + pass * kPassColumns * kBlockRows, indices + pass * 2 * kFields);
         for (int r = 0; r < kBlockRows; r += kLanes) {
           const uint8_t* halves = block + layout.byte_columns * kBlockRows + 2 * r;
           F32x16::load_f16(reinterpret_cast<const uint16_t*>(halves)).store(scales + r);
@@ -257,49 +278,62 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
   }
 }
 
-void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
+template <SignOrder kOrder>
+void multiply_many(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                    int64_t out_stride, float* workspace) {
   if (tile.lanes != nullptr)
-    return multiply_avx512_lanes(type, weights, blocks, tile, out, out_stride, workspace);
+    return multiply_avx512_lanes(type, kOrder, weights, blocks, tile, out, out_stride, workspace);
   const SignLayout layout = sign_layout(type);
-  if (tile.rows <= plane_rows(layout.bits))
-    return multiply_planes(type, weights, blocks, tile, out, out_stride);
   switch (type) {
     case DataType::kQ1_0:
-      return multiply_type<1, 2, 1>(layout, weights, blocks, tile, out, out_stride);
+      return multiply_type<kOrder, 1, 2, 1>(layout, weights, blocks, tile, out, out_stride);
     case DataType::kQ2_0:
-      return multiply_type<2, 2, 2>(layout, weights, blocks, tile, out, out_stride);
+      return multiply_type<kOrder, 2, 2, 2>(layout, weights, blocks, tile, out, out_stride);
     default:
-      return multiply_type<2, 4, 1>(layout, weights, blocks, tile, out, out_stride);
+      return multiply_type<kOrder, 2, 4, 1>(layout, weights, blocks, tile, out, out_stride);
   }
 }
 
-size_t table_bytes_vbmi(int tile_rows, int bits) {
-  return vbmi_takes(tile_rows, bits) ? kVbmiTableBytes : table_bytes(tile_rows, bits);
+size_t table_bytes(int tile_rows, int bits) {
+  return tile_rows <= plane_rows(bits) ? kPlaneTableBytes : many_table_bytes(bits);
 }
 
-void build_tables_vbmi(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
-  if (vbmi_takes(tile_rows, bits)) return build_vbmi(quanta, tables, offsets);
-  build_tables(tile_rows, bits, quanta, tables, offsets);
+void build_tables(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets) {
+  if (tile_rows <= plane_rows(bits)) return build_planes(bits, quanta, tables, offsets);
+  build_many(bits, quanta, tables);
+}
+
+void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
+                   int64_t out_stride, float* workspace) {
+  if (tile.rows <= plane_rows(sign_layout(type).bits))
+    return multiply_planes(type, weights, blocks, tile, out, out_stride);
+  multiply_many<SignOrder::kColumns>(type, weights, blocks, tile, out, out_stride, workspace);
+}
+
+size_t table_bytes_vbmi(int tile_rows, int bits) {
+  return tile_rows <= kQuadRows ? quad_table_bytes(bits) : many_table_bytes(bits);
+}
+
+void build_tables_vbmi(int tile_rows, int bits, const int16_t* quanta, uint8_t* tables,
+                       int32_t* /*offsets*/) {
+  tile_rows <= kQuadRows ? build_quads(bits, quanta, tables) : build_many(bits, quanta, tables);
 }
 
 void multiply_sign_vbmi(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                         float* out, int64_t out_stride, float* workspace) {
-  const int bits = sign_layout(type).bits;
-  if (vbmi_takes(tile.rows, bits)) return multiply_vbmi(weights, blocks, tile, out, out_stride);
-  if (tile.rows <= plane_rows(bits))
-    return multiply_planes_vbmi(type, weights, blocks, tile, out, out_stride);
-  multiply_sign(type, weights, blocks, tile, out, out_stride, workspace);
+  if (tile.rows <= kQuadRows) return multiply_quads(type, weights, blocks, tile, out, out_stride);
+  multiply_many<SignOrder::kQuads>(type, weights, blocks, tile, out, out_stride, workspace);
 }
 
 }  // namespace
 
 const LinearKernels kAvx512LinearKernels = {
-    quantize_group, kTileRows,          kTableRows,    kLaneBlocks,         table_bytes,
-    build_tables,   build_avx512_lanes, multiply_sign, multiply_float_rows, swiglu_rows};
+    SignOrder::kColumns, quantize_group,     kTileRows,     kTableRows,          kLaneBlocks, table_bytes,
+    build_tables,        build_avx512_lanes, multiply_sign, multiply_float_rows, swiglu_rows};
 
-const LinearKernels kAvx512VbmiLinearKernels = {
-    quantize_group,    kTileRows,          kTableRows,         kLaneBlocks,         table_bytes_vbmi,
-    build_tables_vbmi, build_avx512_lanes, multiply_sign_vbmi, multiply_float_rows, swiglu_rows};
+const LinearKernels kAvx512VbmiLinearKernels = {SignOrder::kQuads,   quantize_group,     kTileRows,
+                                                kTableRows,          kLaneBlocks,        table_bytes_vbmi,
+                                                build_tables_vbmi,   build_avx512_lanes, multiply_sign_vbmi,
+                                                multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

@@ -65,9 +65,10 @@ inline void build_pass(const int16_t* lanes, uint8_t* tables) {
   }
 }
 
-/// Eight byte columns of a block as one word a row. Word 8 k + i is row kRowOfWord[i] + k.
+/// Eight byte columns of a block as one word a row. In SignOrder::kColumns word 8 k + i is row kRowOfWord[i]
+/// + k, in SignOrder::kQuads word i is row i.
 constexpr int kRowOfWord[8] = {0, 16, 8, 24, 32, 48, 40, 56};
-inline void gather_words(const uint8_t* bytes, uint64_t* words) {
+inline void gather_columns(const uint8_t* bytes, uint64_t* words) {
   __m512i v[8], u[8];
   for (int p = 0; p < 8; ++p) v[p] = load(bytes + p * kBlockRows);
   for (int p = 0; p < 4; ++p) {
@@ -84,6 +85,21 @@ inline void gather_words(const uint8_t* bytes, uint64_t* words) {
     store(words + 32 * h + 16, _mm512_unpacklo_epi32(b, d));
     store(words + 32 * h + 24, _mm512_unpackhi_epi32(b, d));
   }
+}
+
+inline void gather_quads(const uint8_t* bytes, uint64_t* words) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  for (int r = 0; r < kBlockRows; r += 16) {
+    const __m512i a = load(bytes + 4 * r), b = load(bytes + 4 * kBlockRows + 4 * r);
+    store(words + r, _mm512_permutex2var_epi32(a, first, b));
+    store(words + r + 8, _mm512_permutex2var_epi32(a, second, b));
+  }
+}
+
+template <SignOrder kOrder>
+inline void gather_words(const uint8_t* bytes, uint64_t* words) {
+  kOrder == SignOrder::kColumns ? gather_columns(bytes, words) : gather_quads(bytes, words);
 }
 
 /// The sums of one pass for one weight row. Fields are rotated to their place, not shifted: that is one
@@ -118,7 +134,7 @@ constexpr int64_t kAheadBlocks = 2;
 /// One pass over a run of blocks: pass `kPass` of `kPasses` that a scale group takes. Until the last, its
 /// sums wait in `partial`: of one bit a weight those of all passes together, which fit int16; of two bits
 /// each alone.
-template <int kBits, int kPasses, int kPass>
+template <SignOrder kOrder, int kBits, int kPasses, int kPass>
 void run_pass(const uint8_t* tables, const uint8_t* bytes, int64_t block_stride, int64_t blocks,
               const float* activation_scales, int16_t* partial, float* totals) {
   constexpr bool kLast = kPass + 1 == kPasses;
@@ -128,14 +144,14 @@ void run_pass(const uint8_t* tables, const uint8_t* bytes, int64_t block_stride,
   const __m512 scale_high = _mm512_load_ps(activation_scales + 16);
   // Those of the next block are gathered while this one's rows wait for loads.
   alignas(64) uint64_t words[2][kBlockRows];
-  gather_words(bytes, words[0]);
+  gather_words<kOrder>(bytes, words[0]);
   for (int64_t b = 0; b < blocks; ++b) {
     // Past the end of a matrix nothing is harmed.
     const uint8_t* ahead = b + kAheadBlocks < blocks ? bytes + (b + kAheadBlocks) * block_stride
                                                      : next + (b + kAheadBlocks - blocks) * block_stride;
     for (int line = 0; line < kPassBytes + (kLast ? 2 * kBlockRows : 0); line += 64)
       _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T0);
-    if (b + 1 < blocks) gather_words(bytes + (b + 1) * block_stride, words[(b + 1) % 2]);
+    if (b + 1 < blocks) gather_words<kOrder>(bytes + (b + 1) * block_stride, words[(b + 1) % 2]);
     alignas(64) float row_scales[kBlockRows];
     if (kLast) {
       for (int i = 0; i < kBlockRows; i += 16) {
@@ -146,8 +162,9 @@ void run_pass(const uint8_t* tables, const uint8_t* bytes, int64_t block_stride,
     }
     for (int i = 0; i < 8; ++i) {
       for (int k = 0; k < 8; ++k) {
-        const int row = kRowOfWord[i] + k;
-        const uint64_t word = words[b % 2][8 * k + i];
+        const bool columns = kOrder == SignOrder::kColumns;
+        const int row = columns ? kRowOfWord[i] + k : 8 * i + k;
+        const uint64_t word = words[b % 2][columns ? 8 * k + i : row];
         int16_t* waiting = partial + (b * kBlockRows + row) * kAlone * kLaneRows;
         const bool go_on = kBits == 1 && kPass > 0;
         const __m512i sum = add_fields(tables, word, go_on ? load(waiting) : _mm512_setzero_si512());
@@ -212,7 +229,7 @@ void write_rows(const float* totals, int64_t rows, int tile_rows, float* out, in
   }
 }
 
-template <int kBits, int kPasses>
+template <SignOrder kOrder, int kBits, int kPasses>
 void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t blocks, const SignTile& tile,
                    float* out, int64_t out_stride, float* workspace) {
   const int64_t scale_groups = tile.columns / layout.columns;
@@ -233,11 +250,11 @@ void multiply_type(const SignLayout layout, const uint8_t* weights, int64_t bloc
       pass_kernel(tables, block + pass * kPassBytes, block_stride, blocks, activation_scales, partial,
                   totals);
     };
-    run(run_pass<kBits, kPasses, 0>, 0);
-    run(run_pass<kBits, kPasses, 1>, 1);
+    run(run_pass<kOrder, kBits, kPasses, 0>, 0);
+    run(run_pass<kOrder, kBits, kPasses, 1>, 1);
     if constexpr (kPasses == 4) {
-      run(run_pass<kBits, kPasses, 2>, 2);
-      run(run_pass<kBits, kPasses, 3>, 3);
+      run(run_pass<kOrder, kBits, kPasses, 2>, 2);
+      run(run_pass<kOrder, kBits, kPasses, 3>, 3);
     }
   }
   write_rows(totals, blocks * kBlockRows, tile.rows, out, out_stride);
@@ -261,16 +278,20 @@ void build_avx512_lanes(const int16_t* quanta, int16_t* lanes) {
   }
 }
 
-void multiply_avx512_lanes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
-                           float* out, int64_t out_stride, float* workspace) {
-  const SignLayout layout = sign_layout(type);
+void multiply_avx512_lanes(DataType type, SignOrder order, const uint8_t* weights, int64_t blocks,
+                           const SignTile& tile, float* out, int64_t out_stride, float* workspace) {
+  const auto run = [&](auto columns, auto quads) {
+    (order == SignOrder::kColumns ? columns : quads)(sign_layout(type), weights, blocks, tile, out,
+                                                     out_stride, workspace);
+  };
+  constexpr auto kColumns = SignOrder::kColumns, kQuads = SignOrder::kQuads;
   switch (type) {
     case DataType::kQ1_0:
-      return multiply_type<1, 2>(layout, weights, blocks, tile, out, out_stride, workspace);
+      return run(multiply_type<kColumns, 1, 2>, multiply_type<kQuads, 1, 2>);
     case DataType::kQ2_0:
-      return multiply_type<2, 2>(layout, weights, blocks, tile, out, out_stride, workspace);
+      return run(multiply_type<kColumns, 2, 2>, multiply_type<kQuads, 2, 2>);
     default:
-      return multiply_type<2, 4>(layout, weights, blocks, tile, out, out_stride, workspace);
+      return run(multiply_type<kColumns, 2, 4>, multiply_type<kQuads, 2, 4>);
   }
 }
 

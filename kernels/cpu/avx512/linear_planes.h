@@ -15,11 +15,8 @@ constexpr size_t kPlaneTableBytes = kGroupColumns * 8;
 /// See LinearKernels::build_tables, for tiles of up to plane_rows(bits) rows.
 void build_planes(int bits, const int16_t* quanta, uint8_t* tables, int32_t* offsets);
 
-/// See LinearKernels::multiply_sign, for such tiles.
+/// See LinearKernels::multiply_sign, for such tiles and weights in SignOrder::kColumns.
 void multiply_planes(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile, float* out,
                      int64_t out_stride);
-/// The same with VBMI.
-void multiply_planes_vbmi(DataType type, const uint8_t* weights, int64_t blocks, const SignTile& tile,
-                          float* out, int64_t out_stride);
 
 }  // namespace niwaki

@@ -67,8 +67,8 @@ void multiply_sign(DataType type, const uint8_t* weights, int64_t blocks, const 
 
 }  // namespace
 
-const LinearKernels kPortableLinearKernels = {quantize_group,      kTileRows,    kTileRows, 1,
-                                              nibble_table_bytes,  build_tables, nullptr,   multiply_sign,
-                                              multiply_float_rows, swiglu_rows};
+const LinearKernels kPortableLinearKernels = {
+    SignOrder::kColumns, quantize_group, kTileRows,     kTileRows,           1,          nibble_table_bytes,
+    build_tables,        nullptr,        multiply_sign, multiply_float_rows, swiglu_rows};
 
 }  // namespace niwaki

@@ -33,14 +33,14 @@ inline void dequantize_sign(const WeightBlock& block, int64_t first_column, int6
   const int first_byte = static_cast<int>(first_column % layout.columns) * layout.bits / 8;
   const int bytes = static_cast<int>(columns) * layout.bits / 8;
   for (int row = 0; row < block.rows; ++row) {
-    const uint8_t* p = group + first_byte * kBlockRows + sign_position(row);
     const float scale = sign_scale(layout, group, row);
     float* to = out + row * kPanelColumns;
-    for (int b = 0; b < bytes; ++b, p += kBlockRows) {
+    for (int b = 0; b < bytes; ++b) {
+      const uint8_t byte = group[sign_byte(block.order, row, first_byte + b)];
       if (layout.bits == 1) {
-        for (int i = 0; i < 8; ++i) to[8 * b + i] = kSignTable.one_bit[*p][i] * scale;
+        for (int i = 0; i < 8; ++i) to[8 * b + i] = kSignTable.one_bit[byte][i] * scale;
       } else {
-        for (int i = 0; i < 4; ++i) to[4 * b + i] = kSignTable.two_bits[*p][i] * scale;
+        for (int i = 0; i < 4; ++i) to[4 * b + i] = kSignTable.two_bits[byte][i] * scale;
       }
     }
   }
@@ -53,12 +53,12 @@ inline void dequantize_sign_transposed(const WeightBlock& block, int64_t first_c
   for (int64_t c = 0; c < columns; c += per_byte, out += per_byte * kPanelColumns) {
     const int64_t column = first_column + c;
     const uint8_t* group = block.data + column / layout.columns * layout.block_bytes();
-    const uint8_t* bytes = group + column % layout.columns / per_byte * kBlockRows;
+    const int byte = static_cast<int>(column % layout.columns) / per_byte;
     alignas(64) float scales[kBlockRows];
     alignas(64) int32_t codes[kBlockRows];
     for (int row = 0; row < kBlockRows; ++row) {
       scales[row] = sign_scale(layout, group, row);
-      codes[row] = bytes[sign_position(row)];
+      codes[row] = group[sign_byte(block.order, row, byte)];
     }
     for (int i = 0; i < per_byte; ++i) {
       float* to = out + i * kPanelColumns;

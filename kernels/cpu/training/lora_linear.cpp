@@ -75,7 +75,7 @@ int64_t LoraLinear::thread_floats() const {
 WeightBlock LoraLinear::block(size_t part, int64_t index) const {
   const CpuMatrix::Part& p = matrix_.parts()[part];
   const int64_t rows = std::min<int64_t>(kBlockRows, p.rows - index * kBlockRows);
-  return {p.type, p.block(index), p.row_stride, rows};
+  return {p.type, p.order, p.block(index), p.row_stride, rows};
 }
 
 void LoraLinear::forward(ThreadPool& pool, int64_t rows, Rows x, Rows y, bool accumulate, Rows kept,

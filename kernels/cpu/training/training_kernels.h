@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/linear_kernels.h"
 #include "niwaki/data_type.h"
 
 namespace niwaki {
@@ -22,6 +23,7 @@ constexpr int64_t kPanelColumns = 64;
 /// A block of 64 rows of packed weights: see CpuMatrix::Part.
 struct WeightBlock {
   DataType type;
+  SignOrder order;  // sign types only
   const uint8_t* data;
   size_t row_stride;  // bytes; float types only
   int64_t rows;       // that are there, 1 .. 64
