@@ -100,23 +100,29 @@ Linear::Linear(const Tier& tier, const CpuMatrix& matrix, Activation activation,
   const size_t table_rows = std::min(tile_rows, most);
   for (int bits = 1; bits <= 2; ++bits) {
     if (!needs_tables_[bits]) continue;
-    size_t row_tables = 0;  // of all rows of a tile, for one group
-    for (size_t rows = 1; rows <= table_rows; ++rows)
-      row_tables = std::max(row_tables, rows * kernels_.table_bytes(static_cast<int>(rows), bits));
-    tables_[bits] = reserve(groups * row_tables);
+    tables_[bits] = reserve(groups * largest_tables(bits, table_rows));
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
+  if (takes_input()) quanta_ = reserve(groups * kFewRows * kGroupColumns * sizeof(int16_t));
   workers_ = reserve(0);
   bytes = (sum_floats() + workspace_floats() + normed_floats()) * sizeof(float);
   if (takes_norm()) {
     alone_scales_ = reserve(groups * sizeof(float));
     for (int bits = 1; bits <= 2; ++bits) {
       if (!needs_tables_[bits]) continue;
-      alone_tables_[bits] = reserve(groups * kernels_.table_bytes(1, bits));
-      alone_offsets_[bits] = reserve(groups * 2 * sizeof(int32_t));
+      alone_tables_[bits] = reserve(groups * largest_tables(bits, kFewRows));
+      alone_offsets_[bits] = reserve(groups * kFewRows * 2 * sizeof(int32_t));
     }
   }
   worker_bytes_ = bytes;
+}
+
+/// Bytes of the tables of one group, of tiles of up to `most_rows` rows.
+size_t Linear::largest_tables(int bits, size_t most_rows) const {
+  size_t bytes = 0;
+  for (size_t rows = 1; rows <= most_rows; ++rows)
+    bytes = std::max(bytes, rows * kernels_.table_bytes(static_cast<int>(rows), bits));
+  return bytes;
 }
 
 int64_t Linear::out_columns() const {
@@ -166,6 +172,7 @@ Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch
     tile.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + offsets_[bits]);
   }
   tile.padded = floats(own + padded_);
+  tile.quanta = reinterpret_cast<int16_t*>(scratch + quanta_);
   tile.workers = scratch + workers_;
   tile.first_row = first_row;
   return tile;
@@ -219,8 +226,22 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
 
 int64_t Linear::run(ThreadPool& pool, const Input& input, float* y, int64_t y_stride) const {
   const int64_t bad_row = input.bad_row_.found();
-  if (bad_row < 0) multiply(pool, {&input.tile_, 1}, y, y_stride, nullptr);
-  return bad_row;
+  if (bad_row >= 0) return bad_row;
+  const Items all = items();
+  const Grain grain = grain_for(all, input.tile_, pool.threads(), nullptr);
+  pool.parallel([&](Worker& worker) {
+    Tile own = alone_tile(input.tile_, worker);
+    own.sign.scales = input.tile_.sign.scales;
+    const uint8_t* weights = first_weights(worker);
+    for (int64_t group = 0; group < groups_; ++group) {
+      if (weights != nullptr) weights = ask_for(weights, kGroupAhead);
+      for (int row = 0; row < own.sign.rows; ++row) build_tables(own, quanta_of(own, row, group), row, group);
+    }
+    worker.each(all.count, grain, [&](int64_t begin, int64_t end) {
+      multiply_items(worker, begin, end, all.blocks, own, y, y_stride, nullptr);
+    });
+  });
+  return -1;
 }
 
 Linear::Input::Input(const Linear& linear, int64_t rows, const float* x, int64_t x_stride, std::byte* scratch)
@@ -228,7 +249,9 @@ Linear::Input::Input(const Linear& linear, int64_t rows, const float* x, int64_t
 
 void Linear::Input::prepare(int64_t row, int64_t first, int64_t count) {
   for (int64_t column = first; column < first + count; column += kGroupColumns) {
-    if (!linear_.prepare_tables(tile_, x_, x_stride_, row, column / kGroupColumns)) bad_row_.note(row);
+    const int64_t group = column / kGroupColumns;
+    if (!linear_.prepare_row(tile_, x_, x_stride_, row, group, quanta_of(tile_, row, group)))
+      bad_row_.note(row);
   }
 }
 
@@ -257,7 +280,12 @@ int64_t Linear::run_alone(ThreadPool& pool, const Tile& tile, const float* x, fl
   return bad_row.found();
 }
 
-/// The tile of one row, with scales, tables and offsets of the thread's own.
+/// The quanta of one group of a row of an input.
+int16_t* Linear::quanta_of(const Tile& tile, int64_t row, int64_t group) {
+  return tile.quanta + (group * tile.sign.rows + row) * kGroupColumns;
+}
+
+/// The tile of few rows, with scales, tables and offsets of the thread's own.
 Linear::Tile Linear::alone_tile(const Tile& tile, const Worker& worker) const {
   std::byte* own = worker_scratch(tile, worker);
   Tile alone = tile;
@@ -345,6 +373,12 @@ bool Linear::prepare_tables(const Tile& tile, const float* x, int64_t x_stride, 
                             int64_t group) const {
   alignas(64) int16_t quanta[kGroupColumns];
   if (!prepare_row(tile, x, x_stride, row, group, quanta)) return false;
+  build_tables(tile, quanta, row, group);
+  return true;
+}
+
+/// The same of what is quantised.
+void Linear::build_tables(const Tile& tile, const int16_t* quanta, int64_t row, int64_t group) const {
   const int64_t i = group * tile.sign.rows + row;
   for (int bits = 1; bits <= 2; ++bits) {
     if (!needs_tables_[bits]) continue;
@@ -352,7 +386,6 @@ bool Linear::prepare_tables(const Tile& tile, const float* x, int64_t x_stride, 
     kernels_.build_tables(tile.sign.rows, bits, quanta, tile.sign.tables[bits] + table,
                           tile.sign.offsets[bits] + 2 * i);
   }
-  return true;
 }
 
 /// The blocks of all parts are one list, so that a matrix costs one barrier; for SwiGLU a block of gate rows
@@ -392,7 +425,6 @@ bool Linear::by_lanes(int64_t rows, int threads) const {
          std::min<int64_t>(blocks, kRunBlocks) >= kernels_.lane_blocks;
 }
 
-/// Where a thread's share of the weights begins; null if it has none.
 const uint8_t* Linear::first_weights(const Worker& worker) const {
   const Items all = items();
   const int64_t item = worker.first_item(all.count), block = item * all.blocks;

@@ -38,6 +38,9 @@ class Linear {
   class Input;
   bool takes_input() const { return !has_floats_; }
 
+  /// Where a thread's share of the weights begins; null if it has none.
+  const uint8_t* first_weights(const Worker& worker) const;
+
   /// Width of a row of y: the matrix's rows, or half of them for SwiGLU.
   int64_t out_columns() const;
 
@@ -63,6 +66,7 @@ class Linear {
     const float* x;  // rows for the float kernels: zero padded to a multiple of 16 columns
     int64_t x_stride;
     float* padded;       // where they are padded, if they must be
+    int16_t* quanta;     // [groups][rows][kGroupColumns], of an input
     std::byte* workers;  // worker_bytes_ for each thread
     int64_t first_row;
     RowAdapters* adapters;
@@ -92,6 +96,7 @@ class Linear {
   bool by_lanes(int64_t rows, int threads) const;
   bool go_together(int64_t rows) const;
   int64_t rows_of_tile(int64_t left) const;
+  size_t largest_tables(int bits, size_t most_rows) const;
   size_t sum_floats() const;
   size_t workspace_floats() const;
   size_t normed_floats() const;
@@ -102,16 +107,17 @@ class Linear {
   int64_t run_alone(ThreadPool& pool, const Tile& tile, const float* x, float* y, int64_t y_stride,
                     Input* next) const;
   Tile alone_tile(const Tile& tile, const Worker& worker) const;
+  static int16_t* quanta_of(const Tile& tile, int64_t row, int64_t group);
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, std::span<Tile> tiles) const;
   void prepare_lanes(const Tile& tile, const float* x, int64_t x_stride, int64_t group,
                      LowestRow& bad_row) const;
   bool prepare_row(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group,
                    int16_t* quanta) const;
   bool prepare_tables(const Tile& tile, const float* x, int64_t x_stride, int64_t row, int64_t group) const;
+  void build_tables(const Tile& tile, const int16_t* quanta, int64_t row, int64_t group) const;
   Items items() const;
   static int64_t longest_run(const Items& items, int64_t rows, int threads);
   Grain grain_for(const Items& items, const Tile& tile, int threads, const Input* next) const;
-  const uint8_t* first_weights(const Worker& worker) const;
   template <class F>
   void each_stretch(int64_t begin, int64_t end, F&& f) const;
   void multiply(ThreadPool& pool, std::span<const Tile> tiles, float* y, int64_t y_stride, Input* next) const;
@@ -139,14 +145,15 @@ class Linear {
   bool needs_padding_ = false;  // float rows that end inside 16 columns
 
   // Offsets into scratch, which begins with each tile's own: scales, lanes and padded rows.
-  size_t scales_ = 0, lanes_ = 0, padded_ = 0, tables_[3]{}, offsets_[3]{}, workers_ = 0;
-  // Offsets into a thread's own, of a row that it prepares alone.
+  size_t scales_ = 0, lanes_ = 0, padded_ = 0, tables_[3]{}, offsets_[3]{}, quanta_ = 0, workers_ = 0;
+  // Offsets into a thread's own, of few rows that it prepares alone.
   size_t alone_scales_ = 0, alone_tables_[3]{}, alone_offsets_[3]{};
   size_t worker_bytes_ = 0;
 };
 
-/// Few rows of x, prepared by the threads that write them while they have them at hand, so that the operation
-/// begins to multiply at once. Only where it takes_input(), and without adapters, which need all of x.
+/// Few rows of x, quantised by the threads that write them while they have them at hand. The tables, eight
+/// times as large, every thread builds for itself: they would come from another core. Only where the
+/// operation takes_input(), and without adapters, which need all of x.
 class Linear::Input {
  public:
   /// `rows` <= kFewRows; strides and scratch, which no operation that runs meanwhile may use, are as for

@@ -58,6 +58,15 @@ CpuPlan::CpuPlan(PlanSpec spec, const Tier& tier, ThreadPool& pool, std::shared_
     size_t& bytes = linear_bytes[linear_scratch(i)];
     bytes = std::max(bytes, ops_[i].linear->scratch_bytes(pool.threads()));
   }
+  for (size_t i = ops_.size(); i-- > 1;) {
+    BoundOp::NextLinear& next = ops_[i - 1].next_linear;
+    next = ops_[i].next_linear;
+    if (ops_[i].linear != nullptr) {
+      next = {ops_[i].linear.get(), {}};
+    } else if (ops_[i].into_next && op_at<RmsNormOp>(i) != nullptr) {
+      next.norm = op_at<RmsNormOp>(i)->weight->values();
+    }
+  }
   writer_.assign(static_cast<size_t>(kv_blocks(spec_)), -1);
 
   // Offsets first, then one reservation; pages that no step touches cost nothing.
@@ -158,9 +167,15 @@ StepResult CpuPlan::run(const Step& step, const std::atomic<bool>& cancelled) {
   }
   gather_adapters();
   apart_ = sequences_apart();
+  const struct NoMore {  // is read after this step
+    ThreadPool& pool;
+    ~NoMore() { pool.read_next<BoundOp::NextLinear>(nullptr); }
+  } no_more{pool_};
   for (size_t i = 0; i < spec_.ops.size(); ++i) {
     if (cancelled.load(std::memory_order_relaxed))
       throw Error(ErrorCode::kCancelled, "the step was cancelled");
+    const BoundOp::NextLinear& next = ops_[i].next_linear;
+    pool_.read_next(next.linear != nullptr ? &next : nullptr);
     std::visit([&](const auto& op) { run_op(op, i); }, spec_.ops[i].op);
   }
   return finish(cancelled);

@@ -38,6 +38,14 @@ class CpuPlan final : public QueuedPlan {
     // What the operation after it can do on the way: a norm that a linear operation takes, or the heads' norm
     // and the store that attention takes.
     bool into_next = false;
+    /// The linear operation after it, and the norm that it takes.
+    struct NextLinear {
+      const Linear* linear = nullptr;
+      std::span<const float> norm;
+      NextRead next_read(const Worker& worker) const {
+        return {norm.data(), norm.size_bytes(), linear->first_weights(worker)};
+      }
+    } next_linear;
     bool prepares_next = false;  // what it writes can be prepared at once for the linear operation after it
   };
   struct Buffer {

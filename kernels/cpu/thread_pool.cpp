@@ -14,6 +14,10 @@ constexpr uint32_t kJoined = 0xff;  // a pool has at most 255 followers
 constexpr uint32_t kClosed = 0x100;
 constexpr uint32_t kEpoch = 0x200;  // one step of the epoch; wrapping is harmless
 constexpr uint32_t kCalls = 256;    // of Worker::each in a phase
+/// Bytes that a waiting thread asks for: what memory gives in the time that threads wait for each other; and
+/// lines of them at once.
+constexpr size_t kAhead = 64 << 10;
+constexpr int kAheadLines = 8;
 constexpr auto kSpin = std::chrono::microseconds(40);
 constexpr auto kLinger = std::chrono::milliseconds(1);  // more than the way from a step to the next
 
@@ -23,23 +27,6 @@ inline void pause() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-}
-
-/// Waits for a moment for `ready`; false if it did not come.
-template <class Ready>
-bool spin(Ready&& ready) {
-  for (int i = 0; i < 64; ++i) {
-    if (ready()) return true;
-    pause();
-  }
-  const auto end = std::chrono::steady_clock::now() + kSpin;
-  do {
-    for (int i = 0; i < 32; ++i) {
-      if (ready()) return true;
-      pause();
-    }
-  } while (std::chrono::steady_clock::now() < end);
-  return false;
 }
 
 /// Waits for `ready` a while longer, and lets every other thread go first; false if it did not come.
@@ -64,6 +51,42 @@ void name_thread(int index) {
 }
 
 }  // namespace
+
+void ThreadPool::Ahead::begin(const NextRead& next) {
+  if (next.whole == next_.whole && next.stream == next_.stream) return;
+  next_ = next;
+  asked_ = 0;
+}
+
+void ThreadPool::Ahead::ask() {
+  for (int i = 0; i < kAheadLines; ++i, asked_ += 64) {
+    if (asked_ < next_.whole_bytes) {
+      __builtin_prefetch(static_cast<const char*>(next_.whole) + asked_, 0, 2);
+    } else if (next_.stream != nullptr && asked_ - next_.whole_bytes < kAhead) {
+      __builtin_prefetch(static_cast<const char*>(next_.stream) + (asked_ - next_.whole_bytes), 0, 2);
+    } else {
+      return;
+    }
+  }
+}
+
+/// Waits for a moment for `ready`; false if it did not come.
+template <class Ready>
+bool ThreadPool::spin(Ahead& ahead, Ready&& ready) {
+  for (int i = 0; i < 64; ++i) {
+    if (ready()) return true;
+    ahead.ask();
+    pause();
+  }
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
 
 // A thread goes on to the next call only when all pieces of all shares are taken, so whoever finds a later
 // call than its own in a share has nothing left to take. An earlier one is as good as an untouched share.
@@ -140,10 +163,11 @@ void ThreadPool::lead() {
   }
 }
 
-void ThreadPool::enter(const Phase& phase, int index) {
+void ThreadPool::enter(const Phase& phase, int index, Ahead& ahead) {
   Worker worker(index, threads(), taken_.data(), serial_);
   try {
     phase.call(phase.context, worker);
+    ahead.begin(next_.context == nullptr ? NextRead{} : next_.read(next_.context, worker));
   } catch (...) {
     std::lock_guard lock(failure_mutex_);
     if (!failure_) failure_ = std::current_exception();
@@ -163,11 +187,11 @@ void ThreadPool::run(Phase phase) {
     state_.store(epoch, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) state_.notify_all();
   }
-  enter(phase, 0);
+  enter(phase, 0, leaders_ahead_);
   if (threads() > 1) {
     const uint32_t joined = state_.fetch_or(kClosed, std::memory_order_acq_rel) & kJoined;
     const auto all_left = [&] { return left_.load(std::memory_order_acquire) == joined; };
-    if (!spin(all_left)) {
+    if (!spin(leaders_ahead_, all_left)) {
       leader_sleeps_.store(true, std::memory_order_seq_cst);
       for (uint32_t left; (left = left_.load(std::memory_order_seq_cst)) != joined;) left_.wait(left);
       leader_sleeps_.store(false, std::memory_order_relaxed);
@@ -178,6 +202,7 @@ void ThreadPool::run(Phase phase) {
 
 void ThreadPool::follow(int index) {
   uint32_t done = 0;  // the epoch not to join again
+  Ahead ahead;
   for (;;) {
     uint32_t state = 0;
     const auto open = [&] {
@@ -185,7 +210,7 @@ void ThreadPool::follow(int index) {
       return stopping_.load(std::memory_order_relaxed) ||
              (!(state & kClosed) && (state & ~(kEpoch - 1)) != done);
     };
-    if (!spin(open) && !linger(open)) {
+    if (!spin(ahead, open) && !linger(open)) {
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       while (!open()) state_.wait(state, std::memory_order_seq_cst);
       sleepers_.fetch_sub(1, std::memory_order_relaxed);
@@ -193,7 +218,7 @@ void ThreadPool::follow(int index) {
     if (stopping_.load(std::memory_order_acquire)) return;
     if (!state_.compare_exchange_strong(state, state + 1, std::memory_order_acq_rel)) continue;
     done = state & ~(kEpoch - 1);
-    enter(phase_, index);
+    enter(phase_, index, ahead);
     left_.fetch_add(1, std::memory_order_seq_cst);
     if (leader_sleeps_.load(std::memory_order_seq_cst)) left_.notify_one();
   }

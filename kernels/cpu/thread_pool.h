@@ -75,6 +75,13 @@ class Worker {
   uint32_t serial_;
 };
 
+/// What a thread will read soon: something whole, then a stream, each null if there is none.
+struct NextRead {
+  const void* whole;
+  size_t whole_bytes;
+  const void* stream;
+};
+
 /// A persistent pool. Jobs run one after another on thread 0, which leads the others through parallel phases.
 /// Between the phases of a job threads spin for a moment (a token is ~290 matrices). Followers stay awake for
 /// a millisecond after it, so that the next step of a stream finds them; then they sleep.
@@ -92,6 +99,16 @@ class ThreadPool {
   /// Queues a job; it runs when those before it have ended. Any thread may call it. A job must not throw.
   void submit(std::function<void()> job);
 
+  /// From inside a job, not from inside a phase: what each thread reads after the phases that follow, which
+  /// it asks for while it waits for the others. `reader` must outlive these phases; null for nothing.
+  template <class Reader>  // NextRead next_read(const Worker&) const
+  void read_next(const Reader* reader) {
+    next_ = {[](const void* context, const Worker& worker) {
+               return static_cast<const Reader*>(context)->next_read(worker);
+             },
+             reader};
+  }
+
   /// From inside a job, not from inside a phase: runs `phase` on thread 0 and on every other thread that
   /// comes before all work is taken (a thread that the system holds back delays nobody), so all work goes
   /// through Worker::each. Returns when all are done; throws the first exception that left a phase.
@@ -107,20 +124,38 @@ class ThreadPool {
     void (*call)(void* context, Worker& worker);
     void* context;
   };
+  struct Next {
+    NextRead (*read)(const void* context, const Worker& worker);
+    const void* context;
+  };
+  /// What a thread asks for while it waits.
+  class Ahead {
+   public:
+    void begin(const NextRead& next);
+    void ask();
+
+   private:
+    NextRead next_{};
+    size_t asked_ = 0;
+  };
+  template <class Ready>
+  static bool spin(Ahead& ahead, Ready&& ready);
   void run(Phase phase);
-  void enter(const Phase& phase, int index);
+  void enter(const Phase& phase, int index, Ahead& ahead);
   void lead();
   void follow(int index);
 
   // Phase state, one word so that a follower can sleep on it: | epoch | closed | followers that joined (8
   // bits) |
   alignas(64) std::atomic<uint32_t> state_;
+  uint32_t serial_ = 0;  // of the first call of `each` in the phase; the next phase begins 256 later
+  Phase phase_{};        // beside the word that tells of it
+  Next next_{};
   alignas(64) std::atomic<uint32_t> left_{0};  // followers that have left the phase
   alignas(64) std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> leader_sleeps_{false};
   std::atomic<bool> stopping_{false};
-  Phase phase_{};
-  uint32_t serial_ = 0;  // of the first call of `each` in the phase; the next phase begins 256 later
+  Ahead leaders_ahead_;
   std::vector<Worker::Taken> taken_;
   std::exception_ptr failure_;
   std::mutex failure_mutex_;
