@@ -16,9 +16,9 @@ constexpr int64_t kFewBlocks = 2;
 /// Bytes of weights that are asked for with every group of activations that a few rows prepare: as much as
 /// the memory gives meanwhile.
 constexpr int kGroupAhead = 1024;
-/// The same, of one row that every thread prepares for itself, before it is normed.
+/// The same, of few rows that every thread prepares for itself, before they are normed.
 constexpr int kNormAhead = 8192;
-/// More threads than this share the preparing of one row: what each does alone would take longer than they
+/// More threads than this share the preparing of few rows: what each does alone would take longer than they
 /// wait for each other.
 constexpr int kAloneThreads = 4;
 /// Groups of activations that a thread prepares at a time.
@@ -213,9 +213,9 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
       if (adapters != nullptr) tile.adapter_tile = adapters->begin_tile(first, count);
     }
     const Tile& tile = tiles.list[0];
-    if (norm != nullptr && rows == 1 && tile.sign.lanes == nullptr && adapters == nullptr &&
+    if (norm != nullptr && tile.sign.lanes == nullptr && adapters == nullptr &&
         pool.threads() <= kAloneThreads) {
-      return run_alone(pool, tile, x, y, y_stride, next);
+      return run_alone(pool, tile, x, x_stride, y, y_stride, next);
     }
     const int64_t bad_row = prepare(pool, x, x_stride, tiles.all());
     if (bad_row >= 0) return bad_row;
@@ -255,10 +255,10 @@ void Linear::Input::prepare(int64_t row, int64_t first, int64_t count) {
   }
 }
 
-/// One row that every thread norms and prepares for itself before it begins to multiply: there is nothing to
-/// wait for, and no tables come from another core. Returns 0 if it is not finite, or -1.
-int64_t Linear::run_alone(ThreadPool& pool, const Tile& tile, const float* x, float* y, int64_t y_stride,
-                          Input* next) const {
+/// Few rows that every thread norms and prepares for itself before it begins to multiply: there is nothing to
+/// wait for, and no tables come from another core. Returns the lowest that is not finite, or -1.
+int64_t Linear::run_alone(ThreadPool& pool, const Tile& tile, const float* x, int64_t x_stride, float* y,
+                          int64_t y_stride, Input* next) const {
   const Items all = items();
   const Grain grain = grain_for(all, tile, pool.threads(), next);
   LowestRow bad_row;
@@ -266,18 +266,31 @@ int64_t Linear::run_alone(ThreadPool& pool, const Tile& tile, const float* x, fl
     const Tile own = alone_tile(tile, worker);
     const uint8_t* weights = first_weights(worker);
     if (weights != nullptr) weights = ask_for(weights, kNormAhead);
-    float* normed = worker_normed(tile, worker);
-    if (!row_kernels_.rms_norm(x, tile.norm->weight, tile.norm->eps, matrix_.columns(), normed))
-      bad_row.note(0);
+    const float* normed = norm_rows(tile, worker, x, x_stride, bad_row);
     for (int64_t group = 0; group < groups_; ++group) {
       if (weights != nullptr) weights = ask_for(weights, kGroupAhead);
-      if (!prepare_tables(own, normed, 0, 0, group)) bad_row.note(0);
+      for (int row = 0; row < tile.sign.rows; ++row) {
+        if (!prepare_tables(own, normed, normed_stride(), row, group)) bad_row.note(row);
+      }
     }
     worker.each(all.count, grain, [&](int64_t begin, int64_t end) {
       multiply_items(worker, begin, end, all.blocks, own, y, y_stride, next);
     });
   });
   return bad_row.found();
+}
+
+/// The rows of the tile, normed into memory of the thread's own, normed_stride() apart.
+const float* Linear::norm_rows(const Tile& tile, const Worker& worker, const float* x, int64_t x_stride,
+                               LowestRow& bad_row) const {
+  float* normed = worker_normed(tile, worker);
+  for (int row = 0; row < tile.sign.rows; ++row) {
+    if (!row_kernels_.rms_norm(x + row * x_stride, tile.norm->weight, tile.norm->eps, matrix_.columns(),
+                               normed + row * normed_stride())) {
+      bad_row.note(row);
+    }
+  }
+  return normed;
 }
 
 /// The quanta of one group of a row of an input.
@@ -307,15 +320,8 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
     const float* x = rows;
     int64_t x_stride = rows_stride;
     if (first.norm != nullptr) {
-      float* normed = worker_normed(first, worker);
-      for (int row = 0; row < first.sign.rows; ++row) {
-        if (!row_kernels_.rms_norm(rows + row * rows_stride, first.norm->weight, first.norm->eps,
-                                   matrix_.columns(), normed + row * groups_ * kGroupColumns)) {
-          bad_row.note(row);
-        }
-      }
-      x = normed;
-      x_stride = groups_ * kGroupColumns;
+      x = norm_rows(first, worker, rows, rows_stride, bad_row);
+      x_stride = normed_stride();
     }
     if (first.adapters != nullptr && first.first_row == 0) first.adapters->project(worker, x, x_stride);
     const uint8_t* weights = first.sign.rows > kFewRows ? nullptr : first_weights(worker);

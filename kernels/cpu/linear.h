@@ -104,8 +104,11 @@ class Linear {
   float* worker_sums(const Tile& tile, const Worker& worker) const;
   float* worker_normed(const Tile& tile, const Worker& worker) const;
   Tile tile_of(int64_t first_row, int64_t rows, std::byte* scratch, size_t index = 0) const;
-  int64_t run_alone(ThreadPool& pool, const Tile& tile, const float* x, float* y, int64_t y_stride,
-                    Input* next) const;
+  int64_t run_alone(ThreadPool& pool, const Tile& tile, const float* x, int64_t x_stride, float* y,
+                    int64_t y_stride, Input* next) const;
+  const float* norm_rows(const Tile& tile, const Worker& worker, const float* x, int64_t x_stride,
+                         LowestRow& bad_row) const;
+  int64_t normed_stride() const { return groups_ * kGroupColumns; }
   Tile alone_tile(const Tile& tile, const Worker& worker) const;
   static int16_t* quanta_of(const Tile& tile, int64_t row, int64_t group);
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, std::span<Tile> tiles) const;
