@@ -11,7 +11,9 @@
 namespace niwaki {
 namespace {
 
-/// Blocks of rows between which the adapters of few rows add.
+/// Up to so many rows of the step wait for memory.
+constexpr int kWaitingRows = 3;
+/// Blocks of rows between which the adapters of such rows add.
 constexpr int64_t kFewBlocks = 2;
 /// Bytes of weights that are asked for with every group of activations that a few rows prepare: as much as
 /// the memory gives meanwhile.
@@ -324,7 +326,7 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
       x_stride = normed_stride();
     }
     if (first.adapters != nullptr && first.first_row == 0) first.adapters->project(worker, x, x_stride);
-    const uint8_t* weights = first.sign.rows > kFewRows ? nullptr : first_weights(worker);
+    const uint8_t* weights = first.sign.rows > kWaitingRows ? nullptr : first_weights(worker);
     const int64_t grain = first.sign.lanes != nullptr ? 1 : kRunGroups;
     worker.each(static_cast<int64_t>(tiles.size()) * tile_groups, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -519,7 +521,7 @@ void Linear::multiply_blocks(int64_t begin, int64_t end, const Tile& tile, float
                              float* workspace) const {
   if (tile.adapters == nullptr) return multiply_weights(begin, end, tile, out, workspace);
   // A few rows wait for memory: what the adapters add is computed while the weights of the next blocks come.
-  const int64_t piece = tile.sign.rows > kFewRows ? end - begin : kFewBlocks;
+  const int64_t piece = tile.sign.rows > kWaitingRows ? end - begin : kFewBlocks;
   for (; begin < end; begin += piece, out += piece * kBlockRows) {
     const int64_t to = std::min(begin + piece, end);
     each_stretch(begin, to, [&](const Stretch& s) {

@@ -28,10 +28,10 @@ class Linear {
   /// if it is packed for a tier of another order.
   Linear(const Tier& tier, const CpuMatrix& matrix, Activation activation, bool accumulate, int64_t max_rows);
 
-  /// Up to so many rows of the step wait for memory; they can take a norm on the way: every thread norms them
-  /// for itself, which is sooner done than waiting for one that does it for all. Not for float tensors, which
-  /// read x where it lies.
-  static constexpr int kFewRows = 3;
+  /// Up to so many rows of the step can take a norm on the way: every thread norms them for itself, which is
+  /// sooner done than waiting for one that does it for all. Not for float tensors, which read x where it
+  /// lies.
+  static constexpr int kFewRows = 5;
   bool takes_norm() const { return !has_floats_; }
 
   /// On the same condition so few rows can come prepared by the operation before.
