@@ -20,8 +20,8 @@ constexpr int64_t kFewBlocks = 2;
 constexpr int kGroupAhead = 1024;
 /// The same, of few rows that every thread prepares for itself, before they are normed.
 constexpr int kNormAhead = 8192;
-/// More threads than this share the preparing of few rows: what each does alone would take longer than they
-/// wait for each other.
+/// More threads than this share the building of tables: what each does alone would take longer than they wait
+/// for each other, and for what comes from another core.
 constexpr int kAloneThreads = 4;
 /// Groups of activations that a thread prepares at a time.
 constexpr int64_t kRunGroups = 4;
@@ -105,18 +105,20 @@ Linear::Linear(const Tier& tier, const CpuMatrix& matrix, Activation activation,
     tables_[bits] = reserve(groups * largest_tables(bits, table_rows));
     offsets_[bits] = reserve(table_rows * groups * 2 * sizeof(int32_t));
   }
-  if (takes_input()) quanta_ = reserve(groups * kFewRows * kGroupColumns * sizeof(int16_t));
+  if (needs_quanta_) quanta_ = reserve(groups * table_rows * kGroupColumns * sizeof(int16_t));
   workers_ = reserve(0);
-  bytes = (sum_floats() + workspace_floats() + normed_floats()) * sizeof(float);
-  if (takes_norm()) {
-    alone_scales_ = reserve(groups * sizeof(float));
+  for (const bool few : {true, false}) {
+    const size_t rows = few ? std::min<size_t>(table_rows, kFewRows) : table_rows;
+    Own& own = few ? own_few_ : own_;
+    bytes = (sum_floats() + workspace_floats() + normed_floats()) * sizeof(float);
+    own.scales = reserve(groups * rows * sizeof(float));
     for (int bits = 1; bits <= 2; ++bits) {
       if (!needs_tables_[bits]) continue;
-      alone_tables_[bits] = reserve(groups * largest_tables(bits, kFewRows));
-      alone_offsets_[bits] = reserve(groups * kFewRows * 2 * sizeof(int32_t));
+      own.tables[bits] = reserve(groups * largest_tables(bits, rows));
+      own.offsets[bits] = reserve(groups * rows * 2 * sizeof(int32_t));
     }
+    own.bytes = bytes;
   }
-  worker_bytes_ = bytes;
 }
 
 /// Bytes of the tables of one group, of tiles of up to `most_rows` rows.
@@ -131,10 +133,15 @@ int64_t Linear::out_columns() const {
   return activation_ == Activation::kSwiglu ? matrix_.rows() / 2 : matrix_.rows();
 }
 
-/// A thread's own scratch: results, the kernels' workspace, rows that it normed, and a row that it prepared
-/// alone.
+/// A thread's own scratch: results, the kernels' workspace, rows that it normed, and rows that it prepared
+/// itself.
 std::byte* Linear::worker_scratch(const Tile& tile, const Worker& worker) const {
-  return tile.workers + static_cast<size_t>(worker.index()) * worker_bytes_;
+  return tile.workers + static_cast<size_t>(worker.index()) * own_of(worker.count()).bytes;
+}
+
+/// What each of so many threads has room for.
+const Linear::Own& Linear::own_of(int threads) const {
+  return threads <= kAloneThreads ? own_ : own_few_;
 }
 
 float* Linear::worker_sums(const Tile& tile, const Worker& worker) const {
@@ -158,7 +165,7 @@ size_t Linear::normed_floats() const {
 }
 
 size_t Linear::scratch_bytes(int threads) const {
-  return workers_ + static_cast<size_t>(threads) * worker_bytes_;
+  return workers_ + static_cast<size_t>(threads) * own_of(threads).bytes;
 }
 
 Linear::Tile Linear::tile_of(int64_t first_row, int64_t rows, std::byte* scratch, size_t index) const {
@@ -210,15 +217,14 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
       Tile& tile = tiles.list[tiles.count] = tile_of(first, count, scratch, tiles.count);
       if (needs_quanta_ && (together || by_lanes(count, pool.threads())))
         tile.sign.lanes = reinterpret_cast<int16_t*>(scratch + tiles.count * tile_bytes_ + lanes_);
+      tile.quantized = needs_quanta_ && tile.sign.lanes == nullptr && pool.threads() <= kAloneThreads;
       tile.norm = norm;
       tile.adapters = adapters;
       if (adapters != nullptr) tile.adapter_tile = adapters->begin_tile(first, count);
     }
     const Tile& tile = tiles.list[0];
-    if (norm != nullptr && tile.sign.lanes == nullptr && adapters == nullptr &&
-        pool.threads() <= kAloneThreads) {
+    if (norm != nullptr && tile.quantized && adapters == nullptr)
       return run_alone(pool, tile, x, x_stride, y, y_stride, next);
-    }
     const int64_t bad_row = prepare(pool, x, x_stride, tiles.all());
     if (bad_row >= 0) return bad_row;
     multiply(pool, tiles.all(), y, y_stride, next);
@@ -228,26 +234,14 @@ int64_t Linear::run(ThreadPool& pool, int64_t rows, const float* x, int64_t x_st
 
 int64_t Linear::run(ThreadPool& pool, const Input& input, float* y, int64_t y_stride) const {
   const int64_t bad_row = input.bad_row_.found();
-  if (bad_row >= 0) return bad_row;
-  const Items all = items();
-  const Grain grain = grain_for(all, input.tile_, pool.threads(), nullptr);
-  pool.parallel([&](Worker& worker) {
-    Tile own = alone_tile(input.tile_, worker);
-    own.sign.scales = input.tile_.sign.scales;
-    const uint8_t* weights = first_weights(worker);
-    for (int64_t group = 0; group < groups_; ++group) {
-      if (weights != nullptr) weights = ask_for(weights, kGroupAhead);
-      for (int row = 0; row < own.sign.rows; ++row) build_tables(own, quanta_of(own, row, group), row, group);
-    }
-    worker.each(all.count, grain, [&](int64_t begin, int64_t end) {
-      multiply_items(worker, begin, end, all.blocks, own, y, y_stride, nullptr);
-    });
-  });
-  return -1;
+  if (bad_row < 0) multiply(pool, {&input.tile_, 1}, y, y_stride, nullptr);
+  return bad_row;
 }
 
 Linear::Input::Input(const Linear& linear, int64_t rows, const float* x, int64_t x_stride, std::byte* scratch)
-    : linear_(linear), x_(x), x_stride_(x_stride), tile_(linear.tile_of(0, rows, scratch)) {}
+    : linear_(linear), x_(x), x_stride_(x_stride), tile_(linear.tile_of(0, rows, scratch)) {
+  tile_.quantized = true;
+}
 
 void Linear::Input::prepare(int64_t row, int64_t first, int64_t count) {
   for (int64_t column = first; column < first + count; column += kGroupColumns) {
@@ -265,7 +259,8 @@ int64_t Linear::run_alone(ThreadPool& pool, const Tile& tile, const float* x, in
   const Grain grain = grain_for(all, tile, pool.threads(), next);
   LowestRow bad_row;
   pool.parallel([&](Worker& worker) {
-    const Tile own = alone_tile(tile, worker);
+    Tile own = own_tile(tile, worker);
+    own.sign.scales = reinterpret_cast<float*>(worker_scratch(tile, worker) + own_of(worker.count()).scales);
     const uint8_t* weights = first_weights(worker);
     if (weights != nullptr) weights = ask_for(weights, kNormAhead);
     const float* normed = norm_rows(tile, worker, x, x_stride, bad_row);
@@ -295,21 +290,32 @@ const float* Linear::norm_rows(const Tile& tile, const Worker& worker, const flo
   return normed;
 }
 
-/// The quanta of one group of a row of an input.
+/// The quanta of one group of a row of a tile.
 int16_t* Linear::quanta_of(const Tile& tile, int64_t row, int64_t group) {
   return tile.quanta + (group * tile.sign.rows + row) * kGroupColumns;
 }
 
-/// The tile of few rows, with scales, tables and offsets of the thread's own.
-Linear::Tile Linear::alone_tile(const Tile& tile, const Worker& worker) const {
-  std::byte* own = worker_scratch(tile, worker);
-  Tile alone = tile;
-  alone.sign.scales = reinterpret_cast<float*>(own + alone_scales_);
+/// The tile with tables and offsets of the thread's own.
+Linear::Tile Linear::own_tile(const Tile& tile, const Worker& worker) const {
+  std::byte* scratch = worker_scratch(tile, worker);
+  const Own& at = own_of(worker.count());
+  Tile own = tile;
   for (int bits = 1; bits <= 2; ++bits) {
-    alone.sign.tables[bits] = reinterpret_cast<uint8_t*>(own + alone_tables_[bits]);
-    alone.sign.offsets[bits] = reinterpret_cast<int32_t*>(own + alone_offsets_[bits]);
+    own.sign.tables[bits] = reinterpret_cast<uint8_t*>(scratch + at.tables[bits]);
+    own.sign.offsets[bits] = reinterpret_cast<int32_t*>(scratch + at.offsets[bits]);
   }
-  return alone;
+  return own;
+}
+
+/// The same with these tables built.
+Linear::Tile Linear::built_tile(const Tile& tile, const Worker& worker) const {
+  const Tile own = own_tile(tile, worker);
+  const uint8_t* weights = first_weights(worker);
+  for (int64_t group = 0; group < groups_; ++group) {
+    if (weights != nullptr) weights = ask_for(weights, kGroupAhead);
+    for (int row = 0; row < own.sign.rows; ++row) build_tables(own, quanta_of(own, row, group), row, group);
+  }
+  return own;
 }
 
 /// Makes tiles of equal size ready. Returns the lowest row that is not finite, or -1.
@@ -338,7 +344,10 @@ int64_t Linear::prepare(ThreadPool& pool, const float* rows, int64_t rows_stride
         }
         const int64_t group = i % tile_groups / tile.sign.rows, row = i % tile.sign.rows;
         if (weights != nullptr && row == 0) weights = ask_for(weights, kGroupAhead);
-        if (!prepare_tables(tile, tile_x, x_stride, row, group)) bad_row.note(tile.first_row + row);
+        const bool finite = tile.quantized
+                                ? prepare_row(tile, tile_x, x_stride, row, group, quanta_of(tile, row, group))
+                                : prepare_tables(tile, tile_x, x_stride, row, group);
+        if (!finite) bad_row.note(tile.first_row + row);
       }
     });
   });
@@ -469,8 +478,9 @@ void Linear::multiply(ThreadPool& pool, std::span<const Tile> tiles, float* y, i
   if (tiles.size() == 1) {
     const Grain grain = grain_for(all, tiles[0], pool.threads(), next);
     return pool.parallel([&](Worker& worker) {
+      const Tile tile = tiles[0].quantized ? built_tile(tiles[0], worker) : tiles[0];
       worker.each(all.count, grain, [&](int64_t begin, int64_t end) {
-        multiply_items(worker, begin, end, all.blocks, tiles[0], y, y_stride, next);
+        multiply_items(worker, begin, end, all.blocks, tile, y, y_stride, next);
       });
     });
   }

@@ -66,12 +66,18 @@ class Linear {
     const float* x;  // rows for the float kernels: zero padded to a multiple of 16 columns
     int64_t x_stride;
     float* padded;       // where they are padded, if they must be
-    int16_t* quanta;     // [groups][rows][kGroupColumns], of an input
-    std::byte* workers;  // worker_bytes_ for each thread
+    bool quantized;      // each thread builds tables of its own from the quanta
+    int16_t* quanta;     // [groups][rows][kGroupColumns]
+    std::byte* workers;  // Own::bytes for each thread
     int64_t first_row;
     RowAdapters* adapters;
     size_t adapter_tile;
     const RowNorm* norm;
+  };
+  /// Offsets into a thread's own scratch, of rows that it prepares itself: few, or as many as go by tables.
+  struct Own {
+    size_t scales = 0, tables[3]{}, offsets[3]{};
+    size_t bytes = 0;  // of all its scratch
   };
   /// Tiles that are prepared in one phase and multiplied in the next.
   static constexpr size_t kMostTiles = 32;
@@ -96,6 +102,7 @@ class Linear {
   bool by_lanes(int64_t rows, int threads) const;
   bool go_together(int64_t rows) const;
   int64_t rows_of_tile(int64_t left) const;
+  const Own& own_of(int threads) const;
   size_t largest_tables(int bits, size_t most_rows) const;
   size_t sum_floats() const;
   size_t workspace_floats() const;
@@ -109,7 +116,8 @@ class Linear {
   const float* norm_rows(const Tile& tile, const Worker& worker, const float* x, int64_t x_stride,
                          LowestRow& bad_row) const;
   int64_t normed_stride() const { return groups_ * kGroupColumns; }
-  Tile alone_tile(const Tile& tile, const Worker& worker) const;
+  Tile own_tile(const Tile& tile, const Worker& worker) const;
+  Tile built_tile(const Tile& tile, const Worker& worker) const;
   static int16_t* quanta_of(const Tile& tile, int64_t row, int64_t group);
   int64_t prepare(ThreadPool& pool, const float* x, int64_t x_stride, std::span<Tile> tiles) const;
   void prepare_lanes(const Tile& tile, const float* x, int64_t x_stride, int64_t group,
@@ -149,9 +157,7 @@ class Linear {
 
   // Offsets into scratch, which begins with each tile's own: scales, lanes and padded rows.
   size_t scales_ = 0, lanes_ = 0, padded_ = 0, tables_[3]{}, offsets_[3]{}, quanta_ = 0, workers_ = 0;
-  // Offsets into a thread's own, of few rows that it prepares alone.
-  size_t alone_scales_ = 0, alone_tables_[3]{}, alone_offsets_[3]{};
-  size_t worker_bytes_ = 0;
+  Own own_few_, own_;
 };
 
 /// Few rows of x, quantised by the threads that write them while they have them at hand. The tables, eight
@@ -172,7 +178,7 @@ class Linear::Input {
   const Linear& linear_;
   const float* x_;
   const int64_t x_stride_;
-  const Tile tile_;
+  Tile tile_;
   LowestRow bad_row_;
 };
 
