@@ -160,9 +160,9 @@ class Linear {
   Own own_few_, own_;
 };
 
-/// Few rows of x, quantised by the threads that write them while they have them at hand. The tables, eight
-/// times as large, every thread builds for itself: they would come from another core. Only where the
-/// operation takes_input(), and without adapters, which need all of x.
+/// Few rows of x, quantised by the threads that write them while they have them at hand. The tables, several
+/// times as large, every thread builds for itself: else they came from another core. Only where the operation
+/// takes_input(), and without adapters, which need all of x.
 class Linear::Input {
  public:
   /// `rows` <= kFewRows; strides and scratch, which no operation that runs meanwhile may use, are as for

@@ -39,9 +39,8 @@ constexpr bool is_sign_type(DataType type) {
 
 /// The order of a block's bytes.
 enum class SignOrder : uint8_t {
-  /// Byte column 0 of all rows | byte column 1 | ... In each half of a column (32 rows), byte 2 i is row i
-  /// and
-  /// byte 2 i + 1 is row 16 + i: as 16-bit lanes, the low bytes are 16 neighboring rows, and so are the high
+  /// Byte column 0 of all rows | byte column 1 | ... In each half of a column (32 rows), byte 2 i is row i,
+  /// byte 2 i + 1 row 16 + i: as 16-bit lanes, the low bytes are 16 neighboring rows, and so are the high
   /// ones.
   kColumns,
   /// Byte columns 0 to 3 of row 0, of row 1, ... | byte columns 4 to 7 | ...

@@ -30,9 +30,8 @@ inline __m512i load(const uint8_t* p) {
   return _mm512_load_si512(p);
 }
 
-/// A look-up in one of the four planes of a byte column: the low and the high one of the low nibble, and
-/// those of the high nibble.
-/// A plane is an operand of vpshufb.
+/// The four planes of a byte column, each an operand of vpshufb: the low and the high one of the low nibble,
+/// and those of the high nibble.
 struct Planes {
   __m512i plane[4];
   explicit Planes(const uint8_t* tables) {
